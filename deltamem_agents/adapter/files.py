@@ -1,0 +1,150 @@
+"""Adapter files: ours (safetensors and JSON), and the published format."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import cast
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deltamem_agents.adapter.published import config_from_published
+from deltamem_agents.config import DeltaMemConfig
+from deltamem_agents.errors import AdapterError
+from deltamem_agents.layer import DeltaMemLayer, LayerShape
+
+CONFIG_FILE = "delta_mem_config.json"
+WEIGHTS_FILE = "delta_mem_adapter.safetensors"
+PUBLISHED_WEIGHTS_FILE = "delta_mem_adapter.pt"
+FORMAT = "deltamem-agents/1"
+
+
+def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, Tensor], str | None]:
+    """Reads a folder or hub repository: the config, float32 tensors by name, and the backbone it was made for."""
+    folder = _resolve(path_or_hub_id)
+    try:
+        data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder} has no {CONFIG_FILE}: it is not a delta-mem adapter") from error
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder / CONFIG_FILE} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise AdapterError(f"{folder / CONFIG_FILE} holds a {type(data).__name__}, expected an object")
+    tensors = _read_weights(folder)
+    if "format" not in data:
+        return config_from_published(data, source=str(folder / CONFIG_FILE)), tensors, None
+    if data["format"] != FORMAT:
+        raise AdapterError(f"{folder} has format {data['format']!r}, expected {FORMAT!r}: it needs another version")
+    config = DeltaMemConfig.parse(data.get("config", {}), source=str(folder / CONFIG_FILE))
+    return config, tensors, cast("str | None", data.get("backbone"))
+
+
+def _resolve(path_or_hub_id: str | Path) -> Path:
+    folder = Path(path_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path_or_hub_id)
+    if isinstance(path_or_hub_id, Path) or name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise AdapterError(f"no adapter at {name}: expected a folder with {CONFIG_FILE}, or a hub id like owner/name")
+    try:
+        patterns = [CONFIG_FILE, WEIGHTS_FILE, PUBLISHED_WEIGHTS_FILE]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises from several unrelated trees
+        raise AdapterError(
+            f"{name} is not a local folder, and could not be fetched as a hub id ({type(error).__name__}: {error}): check "
+            "the name and the network, or give a folder"
+        ) from error
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    try:
+        if (folder / WEIGHTS_FILE).is_file():
+            tensors = load_file(folder / WEIGHTS_FILE)
+        elif (folder / PUBLISHED_WEIGHTS_FILE).is_file():
+            tensors = torch.load(folder / PUBLISHED_WEIGHTS_FILE, map_location="cpu", weights_only=True)
+        else:
+            raise AdapterError(f"{folder} has neither {WEIGHTS_FILE} nor {PUBLISHED_WEIGHTS_FILE}")
+    except AdapterError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise AdapterError(f"the weights in {folder} cannot be read: {error}") from error
+    except Exception as error:  # torch.load raises pickle's own errors
+        raise AdapterError(f"the weights in {folder} are not a plain dict of tensors: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise AdapterError(f"the weights in {folder} are not a flat dict of tensors")
+    return {str(name): tensor.float() for name, tensor in tensors.items()}
+
+
+def write_adapter(path: Path, config: DeltaMemConfig, tensors: dict[str, Tensor], backbone: str | None) -> None:
+    """Writes both files into a temporary folder first, then moves them into place."""
+    path.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=path, prefix=".saving-"))
+    try:
+        data = {"format": FORMAT, "backbone": backbone, "config": config.model_dump(mode="json")}
+        (staging / CONFIG_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, staging / WEIGHTS_FILE)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(staging / name, path / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def by_layer(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Groups `<module path>.<name>` by module path, in order of depth."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        path, _, short = name.rpartition(".")
+        layers.setdefault(path, {})[short] = tensor
+    return dict(sorted(layers.items(), key=lambda item: [int(p) if p.isdigit() else -1 for p in item[0].split(".")]))
+
+
+def shape_of(path: str, tensors: dict[str, Tensor]) -> LayerShape:
+    """Sizes of the attention module that a layer's tensors were made for."""
+    try:
+        hidden = tensors["memory_q_proj"].shape[1]
+        q, k, v, o = (tensors[f"delta_{p}_proj"].shape[0] for p in "qkvo")
+    except (KeyError, IndexError) as error:
+        expected = "memory_q_proj [R, H] and delta_{q,k,v,o}_proj [out, R]"
+        raise AdapterError(f"{path} has tensors {sorted(tensors)}, expected at least {expected}: {error}") from error
+    return LayerShape(hidden, q, k, v, o)
+
+
+def to_disk(layer: DeltaMemLayer) -> dict[str, Tensor]:
+    """A layer's weights under their published names; inactive corrections are zeros."""
+    config, shape = layer.config, layer.shape
+    sizes = [config.width] * 3 + [config.gates] * (1 if config.couple_lambda else 2)
+    names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "lambda_proj"]
+    tensors = dict(zip(names, layer.in_proj.split(sizes), strict=False))
+    tensors |= dict(zip(["beta_bias", "lambda_bias"], layer.gate_bias.split(config.gates), strict=False))
+    for p in ("q", "k", "v", "o"):
+        active = p in layer.delta
+        tensors[f"delta_{p}_proj"] = layer.delta[p] if active else layer.in_proj.new_zeros(shape.out(p), config.width)
+    for name in ("delta_scale_raw", "delta_o_rmsnorm_weight"):
+        if hasattr(layer, name):
+            tensors[name] = getattr(layer, name)
+    return tensors
+
+
+@torch.no_grad()
+def from_disk(path: str, layer: DeltaMemLayer, tensors: dict[str, Tensor]) -> None:
+    """Fills a layer from tensors under their published names, after checking every name and shape.
+
+    Raises:
+        AdapterError: lists what is missing, unexpected or misshapen.
+    """
+    slots = to_disk(layer)
+    missing, unexpected = sorted(slots.keys() - tensors.keys()), sorted(tensors.keys() - slots.keys())
+    if missing or unexpected:
+        raise AdapterError(f"{path}: missing tensors {missing}, unexpected tensors {unexpected}")
+    wrong = {n: (list(tensors[n].shape), list(s.shape)) for n, s in slots.items() if tensors[n].shape != s.shape}
+    if wrong:
+        raise AdapterError(f"{path}: misshapen tensors, found and expected: {wrong}")
+    for name, slot in slots.items():
+        if not torch.isfinite(tensors[name]).all():
+            raise AdapterError(f"{path}.{name} holds values that are not finite: the file is damaged")
+        slot.copy_(tensors[name])

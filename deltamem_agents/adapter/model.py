@@ -1,0 +1,142 @@
+"""A frozen Hugging Face decoder with a memory: state in, state out."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from deltamem_agents.adapter.adapter import DeltaMemAdapter
+from deltamem_agents.adapter.attach import PASS_KEY, MemoryPass, attach
+from deltamem_agents.errors import StateError, UnsupportedArchitectureError
+from deltamem_agents.state import MemoryState
+
+
+@dataclass(slots=True)
+class DeltaMemOutput:
+    """What a forward of `DeltaMemModel` gives."""
+
+    logits: Tensor
+    """[B, T, V], or [B, logits_to_keep, V]."""
+    past_key_values: Cache | None
+    """The KV cache, extended by this forward. It belongs to one line of states and cannot be shared with another."""
+    state: MemoryState
+    """The memory after this forward."""
+
+
+class DeltaMemModel(nn.Module):
+    """Attaches an adapter to a backbone. The backbone stays frozen, and its own after `detach()`.
+
+    Args:
+        backbone: any transformers causal LM with plain attention projections; its weights are never changed.
+        adapter: an adapter made for it; moved to the backbone's device.
+
+    Raises:
+        FingerprintError: the adapter was made for another kind of backbone.
+        AdapterError: the adapter does not fit, or the backbone carries a memory already.
+        UnsupportedArchitectureError: names the module that cannot carry a memory.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, adapter: DeltaMemAdapter) -> None:
+        super().__init__()
+        sites = adapter.sites_in(backbone)
+        self.backbone = backbone
+        self.adapter = adapter
+        backbone.requires_grad_(False)
+        for path, site in sites.items():
+            device = next((p.device for p in site.module.parameters() if p.device.type != "meta"), None)
+            if device is not None:
+                adapter.layers[path].to(device)
+        self._attached = attach(sites, adapter.layers)
+
+    def detach(self) -> PreTrainedModel:
+        """Removes every hook and returns the backbone as it was."""
+        for layer in self._attached:
+            layer.detach()
+        self._attached = []
+        return cast("PreTrainedModel", self.backbone)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and states belong."""
+        return cast("PreTrainedModel", self.backbone).device
+
+    def zero_state(self, rows: int = 1) -> MemoryState:
+        """An empty memory for `rows` rows, on the model's device."""
+        return self.adapter.zero_state(rows, device=self.device)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        state: MemoryState | None = None,
+        write: bool | Tensor = True,
+        spans: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        use_cache: bool = True,
+    ) -> DeltaMemOutput:
+        """Runs the backbone over B rows; every token reads its row's memory, and is written where `write` says so.
+
+        Args:
+            input_ids: long [B, T].
+            attention_mask: [B, past + T], 1 for tokens and 0 for padding, left or right. None means no padding.
+            position_ids: long [B, T]; None counts each row's unpadded tokens.
+            past_key_values: the KV cache of the same rows on the same line of states; extended in place.
+            state: the rows' memories; None means empty.
+            write: whether tokens are written: one bool, or bool [B, T]. Padding is never written.
+            spans: long [B, T], −1 for not written: each span is one write at the end of this forward (SSW).
+            logits_to_keep: as in transformers: only the last n positions' logits; 0 means all.
+            use_cache: whether to build or extend a KV cache.
+
+        Raises:
+            StateError: the state does not belong to these rows, this adapter or this device.
+        """
+        assert input_ids is not None, "input_ids is required"
+        rows, tokens = input_ids.shape
+        state = self.zero_state(rows) if state is None else self._checked(state, rows)
+        if attention_mask is not None:
+            valid = attention_mask[:, -tokens:].bool()
+            if position_ids is None:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
+            if isinstance(write, Tensor):
+                write = write & valid
+            elif write and not bool(valid.all()):
+                write = valid
+        if isinstance(logits_to_keep, int) and logits_to_keep > 0:
+            # positions as a tensor: the slice an int gives is strided, and a strided batch makes lm_head copy its weight
+            logits_to_keep = torch.arange(max(tokens - logits_to_keep, 0), tokens, device=input_ids.device)
+        bound = MemoryPass(state.tensor, write, spans, [None] * len(self._attached))
+        output = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
+            use_cache=use_cache,
+            **{PASS_KEY: bound},
+        )
+        new = self._collect(bound)
+        return DeltaMemOutput(output.logits, output.past_key_values, new)
+
+    def _collect(self, bound: MemoryPass) -> MemoryState:
+        if bound.write is False and self._attached:
+            return MemoryState(bound.state)
+        unseen = [a.site.path for a, new in zip(self._attached, bound.new, strict=True) if new is None]
+        if unseen or not self._attached:
+            where = unseen[0] if unseen else "every layer"
+            raise UnsupportedArchitectureError(
+                f"the memory of {where} saw nothing of this forward: the backbone's forward does not hand keyword "
+                "arguments to its attention modules, or the model was detached"
+            )
+        return MemoryState(torch.stack([cast("Tensor", n).to(bound.state.device) for n in bound.new], 1))
+
+    def _checked(self, state: MemoryState, rows: int) -> MemoryState:
+        expected = (rows, *self.adapter.zero_state(1).tensor.shape[1:])
+        if tuple(state.tensor.shape) != expected:
+            raise StateError(f"state has shape {list(state.tensor.shape)}, expected {list(expected)} for these rows")
+        if state.tensor.device != self.device:
+            raise StateError(f"state is on {state.tensor.device}, the model on {self.device}: move it with state.to(…)")
+        return state

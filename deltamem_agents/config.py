@@ -1,0 +1,100 @@
+"""What an adapter is made of: one frozen config, passed whole."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deltamem_agents.errors import ConfigError
+
+Projection = Literal["q", "k", "v", "o"]
+Role = Literal["system", "user", "assistant", "tool"]
+StateUpdateMode = Literal["standard", "lambda_outside", "no_lambda"]
+WriteGranularity = Literal["token", "message_mean", "sentence_mean"]
+
+
+class DeltaMemConfig(BaseModel):
+    """The options of one adapter. The defaults are MSW, four parallel 8×8 states with a free retention gate.
+
+    Raises:
+        ConfigError: through `DeltaMemConfig.parse`, for unknown fields and impossible values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(8, ge=1, le=256)
+    """r: each state matrix is r×r."""
+    alpha: float = Field(16.0, gt=0)
+    """Corrections are scaled by alpha / rank."""
+    num_state_heads: int = Field(4, ge=1, le=64)
+    """N parallel states per layer: 1 is TSW (or SSW), more is MSW."""
+    delta_heads: tuple[Projection, ...] = ("q", "o")
+    """Which attention projections are corrected."""
+    state_update_mode: StateUpdateMode = "standard"
+    """How keep, erase and write derive from the gates λ and β: (λ, β, β), (λ, λβ, β) or (1, β, β)."""
+    couple_lambda: bool = False
+    """True: λ = 1 − β. False: λ = σ(W_λ x + b_λ), a gate of its own."""
+    write_granularity: WriteGranularity = "token"
+    """One write per token, or one per span (message or sentence) from the mean of its tokens."""
+    rankwise_gates: bool = True
+    """One gate per row of the state, or one per state head."""
+    normalize_qk: bool = True
+    """Whether memory queries and keys are tanh-squashed and scaled to unit length."""
+    trainable_delta_scale: Literal["off", "layer", "projection"] = "off"
+    """A learned factor on the corrections: none, one per layer, or one for each of q, k, v, o."""
+    delta_scale_max: float = Field(2.0, gt=0)
+    """The learned factor is sigmoid(raw) · delta_scale_max."""
+    delta_o_rmsnorm: bool = False
+    """Whether the o correction passes through an RMSNorm of its own."""
+    delta_o_rmsnorm_eps: float = Field(1e-6, gt=0)
+    """ε of that RMSNorm."""
+    target_layers: tuple[int, ...] | None = None
+    """Which decoder layers carry a memory; None means all."""
+    beta_bias_init: float = -2.0
+    """b_β at initialisation: σ(−2) ≈ 0.12 of each write goes in."""
+    lambda_bias_init: float = 5.0
+    """b_λ at initialisation: σ(5) ≈ 0.993 of the state is kept per token."""
+    delta_init_std: float = Field(0.02, ge=0)
+    """Standard deviation of Δ at initialisation."""
+    absorb_roles: tuple[Role, ...] = ("user", "tool")
+    """Messages of these roles are written into the state; the others are only read past."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.delta_heads:
+            raise ValueError("delta_heads is empty: name at least one of q, k, v, o")
+        for name in ("delta_heads", "target_layers", "absorb_roles"):
+            values = getattr(self, name)
+            if values is not None and len(set(values)) != len(values):
+                raise ValueError(f"{name} names something twice: {values}")
+        if self.target_layers is not None and (not self.target_layers or min(self.target_layers) < 0):
+            raise ValueError(f"target_layers must be None or non-negative layer numbers, got {self.target_layers}")
+        return self
+
+    @classmethod
+    def parse(cls, data: dict[str, object], *, source: str = "config") -> Self:
+        """Builds a config from plain data, with a typed error that names `source` and every bad field."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"{source} is not a valid delta-mem config: {found}") from error
+
+    @property
+    def spans(self) -> bool:
+        """True when writes happen per message or sentence, not per token (SSW)."""
+        return self.write_granularity != "token"
+
+    @property
+    def width(self) -> int:
+        """R = num_state_heads · rank, the width of a read."""
+        return self.num_state_heads * self.rank
+
+    @property
+    def gates(self) -> int:
+        """G: how many gate values a token has, per gate kind."""
+        return self.width if self.rankwise_gates else self.num_state_heads
+
+    @property
+    def scale(self) -> float:
+        """s = alpha / rank."""
+        return self.alpha / self.rank

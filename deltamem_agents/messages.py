@@ -1,0 +1,57 @@
+"""Messages: what goes into a prompt and into memory."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deltamem_agents.config import Role
+from deltamem_agents.errors import MessageError
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    """Who speaks."""
+    content: str
+    """The text."""
+    id: str | None = None
+    """The caller's name for this message, if it has one; the same id is the same message."""
+
+    def digest(self) -> str:
+        """Identifies role and content, for aligning histories."""
+        return hashlib.sha256(json.dumps([self.role, self.content]).encode()).hexdigest()[:32]
+
+
+MessageLike: TypeAlias = Message | Mapping[str, object]
+
+
+def as_messages(messages: Sequence[MessageLike]) -> list[Message]:
+    """Checks and converts messages.
+
+    Raises:
+        MessageError: names the message by position, and what is wrong with it.
+    """
+    if isinstance(messages, str | Mapping | Message):
+        raise MessageError(f"messages must be a sequence of messages, got a single {type(messages).__name__}: wrap it in a list")
+    converted = []
+    for position, message in enumerate(messages):
+        if isinstance(message, Message):
+            converted.append(message)
+            continue
+        try:
+            converted.append(Message.model_validate(message))
+        except ValidationError as error:
+            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}" for e in error.errors())
+            raise MessageError(
+                f"message {position} is not valid ({found}): expected {{'role': 'system' | 'user' | 'assistant' | 'tool', "
+                "'content': text}"
+            ) from error
+    if not converted:
+        raise MessageError("messages is empty: give at least one message")
+    return converted

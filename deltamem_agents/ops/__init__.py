@@ -1,0 +1,35 @@
+"""The gated delta rule: one meaning, several speeds."""
+
+import torch
+from torch import Tensor
+
+from deltamem_agents.ops.chunked import chunked_delta_rule
+from deltamem_agents.ops.naive import naive_delta_rule
+from deltamem_agents.ops.native import native_available, native_delta_rule, native_gated_delta_rule
+
+__all__ = [
+    "chunked_delta_rule",
+    "delta_rule",
+    "naive_delta_rule",
+    "native_available",
+    "native_delta_rule",
+    "native_gated_delta_rule",
+]
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, erase: Tensor, write: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`naive_delta_rule`, by the fastest path that can do it: arguments, shapes and results are the same.
+
+    Compiled loops for float32 on the CPU without gradients, else one plain step for a single token, else chunks.
+    """
+    tensors = (q, k, v, keep, erase, write, state)
+    if (
+        not torch.compiler.is_compiling()
+        and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and native_available()
+    ):
+        return native_delta_rule(*tensors)
+    return naive_delta_rule(*tensors) if q.shape[1] == 1 else chunked_delta_rule(*tensors)

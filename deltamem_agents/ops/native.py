@@ -1,0 +1,124 @@
+"""The recurrence as compiled CPU loops: float32, one thread, no autograd.
+
+numba is imported at the first use, not before, and the loops are compiled then, once per machine: afterwards they come
+from numba's on-disk cache. numba holds a lock meanwhile, so threads may race for the first call.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from deltamem_agents.config import StateUpdateMode
+
+_MODES: dict[StateUpdateMode, int] = {"standard": 0, "lambda_outside": 1, "no_lambda": 2}  # as native_kernels has them
+_EVERYWHERE = torch.empty(0, 0, dtype=torch.bool)
+
+
+@cache
+def native_available() -> bool:
+    """Whether numba can be imported here (it lags behind new Python and numpy versions)."""
+    try:
+        import deltamem_agents.ops.native_kernels  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """The compiled loops check no bounds, so every argument is checked here."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
+    if tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}, the native scan needs {dtype} on the CPU")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name} requires a gradient, the native scan has none: use no_grad or chunked_delta_rule")
+
+
+def native_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, erase: Tensor, write: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`naive_delta_rule` for float32 tensors on the CPU, without gradients; arguments, shapes and results are the same.
+
+    Raises:
+        ValueError: a shape isn't [B, T, N, r], or [B, N, r, r] for the state.
+        TypeError: an argument isn't a float32 CPU tensor.
+        RuntimeError: a gradient is asked for.
+    """
+    from deltamem_agents.ops.native_kernels import scan
+
+    batch, tokens, heads, rank = q.shape
+    per_token = {"q": q, "k": k, "v": v, "keep": keep, "erase": erase, "write": write}
+    for name, tensor in per_token.items():
+        _require(name, tensor, (batch, tokens, heads, rank))
+    _require("state", state, (batch, heads, rank, rank))
+    reads, new_state = torch.empty(batch, tokens, heads, rank), torch.empty(batch, heads, rank, rank)
+    scan(*[x.detach().contiguous().numpy() for x in (*per_token.values(), state, reads, new_state)])
+    return reads, new_state
+
+
+def native_gated_delta_rule(
+    projected: Tensor,
+    gate_bias: Tensor,
+    state: Tensor,
+    writable: Tensor | None,
+    *,
+    state_update_mode: StateUpdateMode,
+    rankwise_gates: bool,
+    normalize_qk: bool,
+    writes: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """All of a layer's memory after its one projection, in one call: normalisation, gates and scan, without gradients.
+
+        q = l2(tanh(x_q))    k = l2(tanh(x_k))    v = x_v        (q = x_q, k = x_k without `normalize_qk`)
+        β = σ(x_β + b_β)     λ = σ(x_λ + b_λ), or 1 − β if there is no x_λ
+
+    then the gated delta rule (arXiv:2605.12357, section 3) with (keep, erase, write) = (λ, β, β), (λ, λβ, β) or
+    (1, β, β). R = N·r; G is R with `rankwise_gates`, else N.
+
+    Args:
+        projected: [x_q (R) | x_k (R) | x_v (R) | x_β (G)] or, with a free keep gate, the same and x_λ (G) after it;
+            [B, T, 3R + G] or [B, T, 3R + 2G], float32.
+        gate_bias: b_β, and b_λ after it if the keep gate is free; [G] or [2G], float32.
+        state: S before the first token, [B, N, r, r], float32, rows by value, columns by key.
+        writable: which tokens write, bool [B, T]; None means all. The others read, and leave S as it is.
+        state_update_mode: "standard", "lambda_outside" or "no_lambda" (which ignores x_λ).
+        rankwise_gates: one gate per row of S, or one per head.
+        normalize_qk: whether q and k are squashed and scaled, head by head, to unit length (lengths
+            under 1e-6 count as 1e-6).
+        writes: False only reads: the returned state is `state` itself.
+
+    Returns:
+        The reads ρ, [B, T, R], and the state after the last token, [B, N, r, r].
+
+    Raises:
+        ValueError: shapes that don't fit each other.
+        TypeError: an argument isn't on the CPU, or isn't float32 (bool for `writable`).
+        RuntimeError: a gradient is asked for.
+    """
+    from deltamem_agents.ops.native_kernels import fused
+
+    batch, heads, rank, _ = state.shape
+    tokens = projected.shape[1]
+    width, gates = heads * rank, heads * rank if rankwise_gates else heads
+    kinds = 2 if gate_bias.numel() == 2 * gates else 1
+    _require("state", state, (batch, heads, rank, rank))
+    _require("gate_bias", gate_bias, (kinds * gates,))
+    _require("projected", projected, (batch, tokens, 3 * width + kinds * gates))
+    if writable is not None:
+        _require("writable", writable, (batch, tokens), torch.bool)
+    reads = torch.empty(batch, tokens, heads, rank)
+    start = state.detach().contiguous().numpy()
+    new_state = torch.empty(batch, heads, rank, rank) if writes else state
+    fused(
+        projected.detach().contiguous().numpy(),
+        gate_bias.detach().contiguous().numpy().reshape(kinds, gates),
+        start,
+        (_EVERYWHERE if writable is None else writable.contiguous()).numpy(),
+        _MODES[state_update_mode],
+        normalize_qk,
+        writes,
+        reads.numpy(),
+        new_state.numpy() if writes else start,
+    )
+    return reads.view(batch, tokens, width), new_state
