@@ -1,0 +1,88 @@
+"""Δ-Mem for agents: a frozen Hugging Face LLM with an online memory that persists by naming a session."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, DeltaMemOutput
+    from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
+    from deltamem_agents.config import DeltaMemConfig, Role
+    from deltamem_agents.engine import DeltaMemEngine, MemoryMode, Transcript, Turn, Usage
+    from deltamem_agents.errors import (
+        AdapterError,
+        BackboneError,
+        ConfigError,
+        ConflictError,
+        ContextOverflowError,
+        DeltaMemError,
+        FingerprintError,
+        GenerationError,
+        MessageError,
+        SessionError,
+        SessionNotFoundError,
+        StateError,
+        StoreError,
+        UnsupportedArchitectureError,
+    )
+    from deltamem_agents.generation import GenerationOptions
+    from deltamem_agents.messages import Message, MessageLike
+    from deltamem_agents.state import MemoryState
+    from deltamem_agents.store import MemoryStore, SessionInfo, Snapshot, SQLStore, StateStore
+
+__all__ = [
+    "AdapterError",
+    "BackboneError",
+    "ConfigError",
+    "ConflictError",
+    "ContextOverflowError",
+    "DeltaMemAdapter",
+    "DeltaMemConfig",
+    "DeltaMemEngine",
+    "DeltaMemError",
+    "DeltaMemModel",
+    "DeltaMemOutput",
+    "FingerprintError",
+    "GenerationError",
+    "GenerationOptions",
+    "MemoryMode",
+    "MemoryState",
+    "MemoryStore",
+    "Message",
+    "MessageError",
+    "MessageLike",
+    "Role",
+    "SQLStore",
+    "SessionError",
+    "SessionInfo",
+    "SessionNotFoundError",
+    "Snapshot",
+    "StateError",
+    "StateStore",
+    "StoreError",
+    "Transcript",
+    "Turn",
+    "UnsupportedArchitectureError",
+    "Usage",
+    "bundled_is_cached",
+    "bundled_path",
+]
+
+_HOMES = {
+    "adapter": "DeltaMemAdapter DeltaMemModel DeltaMemOutput",
+    "backbone.bundled": "bundled_is_cached bundled_path",
+    "config": "DeltaMemConfig Role",
+    "engine": "DeltaMemEngine MemoryMode Transcript Turn Usage",
+    "errors": "AdapterError BackboneError ConfigError ConflictError ContextOverflowError DeltaMemError FingerprintError GenerationError MessageError SessionError SessionNotFoundError StateError StoreError UnsupportedArchitectureError",
+    "generation": "GenerationOptions",
+    "messages": "Message MessageLike",
+    "state": "MemoryState",
+    "store": "MemoryStore SessionInfo Snapshot SQLStore StateStore",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used: torch and transformers take seconds, and not every command needs them."""
+    for module, names in _HOMES.items():
+        if name in names.split():
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,13 +19,13 @@ class DeltaMemConfig(BaseModel):
         ConfigError: through `DeltaMemConfig.parse`, for unknown fields and impossible values.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rank: int = Field(8, ge=1, le=256)
+    rank: int = Field(default=8, ge=1, le=256)
     """r: each state matrix is r×r."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
     """Corrections are scaled by alpha / rank."""
-    num_state_heads: int = Field(4, ge=1, le=64)
+    num_state_heads: int = Field(default=4, ge=1, le=64)
     """N parallel states per layer: 1 is TSW (or SSW), more is MSW."""
     delta_heads: tuple[Projection, ...] = ("q", "o")
     """Which attention projections are corrected."""
@@ -41,11 +41,11 @@ class DeltaMemConfig(BaseModel):
     """Whether memory queries and keys are tanh-squashed and scaled to unit length."""
     trainable_delta_scale: Literal["off", "layer", "projection"] = "off"
     """A learned factor on the corrections: none, one per layer, or one for each of q, k, v, o."""
-    delta_scale_max: float = Field(2.0, gt=0)
+    delta_scale_max: float = Field(default=2.0, gt=0)
     """The learned factor is sigmoid(raw) · delta_scale_max."""
     delta_o_rmsnorm: bool = False
     """Whether the o correction passes through an RMSNorm of its own."""
-    delta_o_rmsnorm_eps: float = Field(1e-6, gt=0)
+    delta_o_rmsnorm_eps: float = Field(default=1e-6, gt=0)
     """ε of that RMSNorm."""
     target_layers: tuple[int, ...] | None = None
     """Which decoder layers carry a memory; None means all."""
@@ -53,7 +53,7 @@ class DeltaMemConfig(BaseModel):
     """b_β at initialisation: σ(−2) ≈ 0.12 of each write goes in."""
     lambda_bias_init: float = 5.0
     """b_λ at initialisation: σ(5) ≈ 0.993 of the state is kept per token."""
-    delta_init_std: float = Field(0.02, ge=0)
+    delta_init_std: float = Field(default=0.02, ge=0)
     """Standard deviation of Δ at initialisation."""
     absorb_roles: tuple[Role, ...] = ("user", "tool")
     """Messages of these roles are written into the state; the others are only read past."""
@@ -68,6 +68,8 @@ class DeltaMemConfig(BaseModel):
                 raise ValueError(f"{name} names something twice: {values}")
         if self.target_layers is not None and (not self.target_layers or min(self.target_layers) < 0):
             raise ValueError(f"target_layers must be None or non-negative layer numbers, got {self.target_layers}")
+        if self.delta_o_rmsnorm and "o" not in self.delta_heads:
+            raise ValueError(f"delta_o_rmsnorm is for the o correction, but delta_heads is {self.delta_heads}: add o")
         return self
 
     @classmethod
@@ -96,5 +98,5 @@ class DeltaMemConfig(BaseModel):
 
     @property
     def scale(self) -> float:
-        """s = alpha / rank."""
+        """The factor s = alpha / rank on corrections."""
         return self.alpha / self.rank

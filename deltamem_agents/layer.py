@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem_agents.config import DeltaMemConfig, Projection
-from deltamem_agents.ops import delta_rule
+from deltamem_agents.ops import delta_rule, native_gated_delta_rule, runs_native
 
 UNIT_EPS = 1e-6
 
@@ -74,13 +74,31 @@ class DeltaMemLayer(nn.Module):
             hidden: input of the attention module, [B, T, H], any float dtype.
             state: float32 [B, N, r, r].
             write: which tokens are written, bool [B, T], or one bool for all. Padding must be False.
-            spans: long [B, T], the span each token belongs to, −1 for none. Given, each span is one write, from the mean
-                of its tokens, in order of the span ids, and all tokens read `state` as it came in. None: token writes.
+            spans: long [B, T], the span each token belongs to, −1 for none. Given, each span is one write, from the
+                mean of its tokens, in order of the span ids, and all tokens read `state` as it came in. None: token
+                writes.
 
         Returns:
-            Reads, float32 [B, T, N·r], and the new state, float32 [B, N, r, r].
+            Reads, float32 [B, T, N·r], and the new state, float32 [B, N, r, r], under autocast too.
         """
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self._forward(hidden, state, write, spans)
+
+    def _forward(
+        self, hidden: Tensor, state: Tensor, write: Tensor | bool, spans: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         projected = F.linear(hidden.to(self.in_proj.dtype), self.in_proj)
+        if (write is False or spans is None) and self._fused(projected, state):
+            return native_gated_delta_rule(
+                projected,
+                self.gate_bias,
+                state,
+                write if isinstance(write, Tensor) else None,
+                state_update_mode=self.config.state_update_mode,
+                rankwise_gates=self.config.rankwise_gates,
+                normalize_qk=self.config.normalize_qk,
+                writes=write is not False,
+            )
         if write is False:
             return self._read(projected, state), state
         if spans is None:
@@ -100,6 +118,11 @@ class DeltaMemLayer(nn.Module):
             out = F.rms_norm(out, out.shape[-1:], self.delta_o_rmsnorm_weight, self.config.delta_o_rmsnorm_eps)
         return out
 
+    def _fused(self, projected: Tensor, state: Tensor) -> bool:
+        """Whether one compiled call can do everything after the projection."""
+        needs_grad = torch.is_grad_enabled() and (projected.requires_grad or state.requires_grad)
+        return not needs_grad and runs_native(projected, state, self.gate_bias)
+
     def _scale(self, projection: Projection) -> Tensor | float:
         scale = self.config.scale
         if self.config.trainable_delta_scale == "off":
@@ -114,35 +137,33 @@ class DeltaMemLayer(nn.Module):
 
     def _unit(self, x: Tensor) -> Tensor:
         """Splits the heads and squashes to unit length: [B, T, N·r] -> float32 [B, T, N, r]."""
-        x = x.float().unflatten(-1, (self.config.num_state_heads, self.config.rank))
+        x = x.float().reshape(*x.shape[:-1], self.config.num_state_heads, self.config.rank)
         return F.normalize(torch.tanh(x), dim=-1, eps=UNIT_EPS) if self.config.normalize_qk else x
 
-    def _gates(self, projected: Tensor, written: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v, keep, erase and write, each float32 [B, T, N, r]; tokens that are not written become identity steps."""
+    def _gates(self, projected: Tensor, written: Tensor | None) -> tuple[Tensor, ...]:
+        """q, k, v, keep, erase, write, each float32 [B, T, N, r]; tokens that are not written become identity steps."""
         config = self.config
         heads, rank, width, gates = config.num_state_heads, config.rank, config.width, config.gates
-        q, k, v, raw = projected.split([width, width, width, projected.shape[-1] - 3 * width], -1)
+        q, k, v, raw = torch.split(projected, [width, width, width, projected.shape[-1] - 3 * width], -1)
         raw = torch.sigmoid(raw.float() + self.gate_bias.float())
-        per_row = (heads, rank if config.rankwise_gates else 1)
-        beta = raw[..., :gates].unflatten(-1, per_row).expand(*raw.shape[:-1], heads, rank)
-        if config.couple_lambda:
-            lam = 1.0 - beta
-        else:
-            lam = raw[..., gates:].unflatten(-1, per_row).expand(*raw.shape[:-1], heads, rank)
+        raw = raw.reshape(*raw.shape[:-1], -1, heads, gates // heads)  # [B, T, kinds, N, r or 1]
+        raw = raw.expand(*raw.shape[:-1], rank)
+        beta = raw[..., 0, :, :]
+        lam = 1.0 - beta if config.couple_lambda else raw[..., 1, :, :]
         keep = torch.ones_like(lam) if config.state_update_mode == "no_lambda" else lam
         erase = lam * beta if config.state_update_mode == "lambda_outside" else beta
         if written is not None:
             on = written[..., None, None]
             keep, erase, beta = torch.where(on, keep, 1.0), torch.where(on, erase, 0.0), torch.where(on, beta, 0.0)
-        values = v.float().unflatten(-1, (heads, rank))
+        values = v.float().reshape(*v.shape[:-1], heads, rank)
         return self._unit(q), self._unit(k), values, keep, erase, beta
 
 
 def _span_means(hidden: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
     """Mean hidden state of each span: [B, T, H] and ids [B, T] -> float32 [B, S, H] and which exist, bool [B, S]."""
     ids, dense = torch.unique(spans, return_inverse=True)  # sorted, so the order of writes is the order of ids
-    sums = torch.zeros(hidden.shape[0], len(ids), hidden.shape[-1], device=hidden.device)
-    sums = sums.scatter_add(1, dense.unsqueeze(-1).expand_as(hidden), hidden.float())
-    counts = torch.zeros(hidden.shape[0], len(ids), device=hidden.device)
-    counts = counts.scatter_add(1, dense, torch.ones_like(dense, dtype=counts.dtype))
+    hidden = hidden.float()
+    sums = hidden.new_zeros(hidden.shape[0], len(ids), hidden.shape[-1])
+    sums = sums.scatter_add(1, dense.unsqueeze(-1).expand_as(hidden), hidden)
+    counts = hidden.new_zeros(hidden.shape[0], len(ids)).scatter_add(1, dense, torch.ones_like(hidden[..., 0]))
     return sums / counts.clamp_min(1.0).unsqueeze(-1), (counts > 0) & (ids >= 0)

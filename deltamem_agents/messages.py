@@ -38,7 +38,8 @@ def as_messages(messages: Sequence[MessageLike]) -> list[Message]:
         MessageError: names the message by position, and what is wrong with it.
     """
     if isinstance(messages, str | Mapping | Message):
-        raise MessageError(f"messages must be a sequence of messages, got a single {type(messages).__name__}: wrap it in a list")
+        found = type(messages).__name__
+        raise MessageError(f"messages must be a sequence of messages, got a single {found}: wrap it in a list")
     converted = []
     for position, message in enumerate(messages):
         if isinstance(message, Message):
@@ -49,8 +50,8 @@ def as_messages(messages: Sequence[MessageLike]) -> list[Message]:
         except ValidationError as error:
             found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}" for e in error.errors())
             raise MessageError(
-                f"message {position} is not valid ({found}): expected {{'role': 'system' | 'user' | 'assistant' | 'tool', "
-                "'content': text}"
+                f"message {position} is not valid ({found}): expected {{'role': 'system' | 'user' | 'assistant' | "
+                "'tool', 'content': text}"
             ) from error
     if not converted:
         raise MessageError("messages is empty: give at least one message")

@@ -16,7 +16,7 @@ from deltamem_agents.errors import FingerprintError, StateError
 FORMAT_VERSION = "1"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MemoryState:
     """The memory of B rows: float32 [B, layers, heads, r, r], rows of a matrix by value, columns by key.
 
@@ -27,6 +27,7 @@ class MemoryState:
     tensor: Tensor
 
     def __post_init__(self) -> None:
+        """Checks dtype and shape."""
         shape = tuple(self.tensor.shape)
         if self.tensor.dtype != torch.float32:
             raise StateError(f"a memory state is float32, got {self.tensor.dtype}: convert it with .float() yourself")
@@ -38,7 +39,7 @@ class MemoryState:
         cls, rows: int, layers: int, heads: int, rank: int, *, device: torch.device | str | None = None
     ) -> Self:
         """An empty memory: it corrects nothing, exactly."""
-        return cls(torch.zeros(rows, layers, heads, rank, rank, device=device))
+        return cls(torch.zeros(rows, layers, heads, rank, rank, dtype=torch.float32, device=device))
 
     @classmethod
     def stack(cls, states: Sequence["MemoryState"]) -> Self:
@@ -55,6 +56,7 @@ class MemoryState:
         return cls(torch.cat([s.tensor for s in states]))
 
     def __len__(self) -> int:
+        """The number of rows."""
         return self.tensor.shape[0]
 
     def rows(self, index: int | slice | Sequence[int] | Tensor) -> "MemoryState":
@@ -69,9 +71,15 @@ class MemoryState:
         return MemoryState(self.tensor.to(device))
 
     def to_bytes(self, *, fingerprint: str = "") -> bytes:
-        """Serialises to safetensors with format version, fingerprint and checksum in the header."""
+        """Serialises to safetensors with format version, fingerprint and checksum in the header.
+
+        Raises:
+            StateError: the memory holds NaN or infinity.
+        """
         tensor = self.tensor.detach().cpu().contiguous()
-        metadata = {"format": FORMAT_VERSION, "fingerprint": fingerprint, "sha256": _checksum(tensor)}
+        if not torch.isfinite(tensor).all():
+            raise StateError("the memory holds NaN or infinity, which no turn can undo: go on from the last snapshot")
+        metadata = {"format": FORMAT_VERSION, "fingerprint": fingerprint, "sha256": _checksum(tensor, fingerprint)}
         return save({"state": tensor}, metadata={"delta_mem_state": json.dumps(metadata)})
 
     @classmethod
@@ -86,37 +94,37 @@ class MemoryState:
             StateError: the bytes are not a state, are damaged, or come from a newer format.
             FingerprintError: the state belongs to another backbone or adapter.
         """
-        metadata = _metadata(data)
+        metadata, tensor = _parse(data)
         if metadata.get("format") != FORMAT_VERSION:
             found = metadata.get("format")
             raise StateError(f"state has format {found!r}, expected {FORMAT_VERSION!r}: read it with a newer version")
-        tensor = load(data)["state"]
-        if _checksum(tensor) != metadata.get("sha256"):
+        state, written_under = cls(tensor), str(metadata.get("fingerprint"))
+        if _checksum(tensor, written_under) != metadata.get("sha256"):
             raise StateError("state is damaged: its checksum does not match its content; go back to an older snapshot")
-        if fingerprint is not None and metadata.get("fingerprint") != fingerprint:
+        if fingerprint is not None and written_under != fingerprint:
             raise FingerprintError(
-                f"state was written under fingerprint {metadata.get('fingerprint')!r}, this backbone and adapter have "
+                f"state was written under fingerprint {written_under!r}, this backbone and adapter have "
                 f"{fingerprint!r}: load the matching adapter, or rebuild the session from its text"
             )
-        return cls(tensor)
+        return state
 
 
-def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.numpy().tobytes() + str(tuple(tensor.shape)).encode()).hexdigest()
+def _checksum(tensor: Tensor, fingerprint: str) -> str:
+    """Of values, shape and fingerprint: float32 on the CPU."""
+    return hashlib.sha256(tensor.numpy().tobytes() + f"{tuple(tensor.shape)} {fingerprint}".encode()).hexdigest()
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """Our entry in the safetensors header, or a clear error."""
+def _parse(data: bytes) -> tuple[dict[str, object], Tensor]:
+    """Our entry in the safetensors header and the tensor, or a clear error."""
     try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         metadata = json.loads(header["__metadata__"]["delta_mem_state"])
         if set(header) != {"__metadata__", "state"} or not isinstance(metadata, dict):
             raise KeyError("state")
-        load(data)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        return metadata, load(data)["state"]
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise StateError(
             f"{len(data)} bytes are not a delta-mem state ({type(error).__name__}: {error}): expected what "
             "MemoryState.to_bytes() wrote"
         ) from error
-    return metadata

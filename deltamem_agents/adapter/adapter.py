@@ -25,7 +25,9 @@ class DeltaMemAdapter(nn.Module):
         backbone: what `backbone_fingerprint` gave for the backbone it was made for; None accepts any that fits.
     """
 
-    def __init__(self, config: DeltaMemConfig, layers: dict[str, DeltaMemLayer], *, backbone: str | None = None) -> None:
+    def __init__(
+        self, config: DeltaMemConfig, layers: dict[str, DeltaMemLayer], *, backbone: str | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
@@ -63,7 +65,7 @@ class DeltaMemAdapter(nn.Module):
         config, tensors, backbone = files.read_adapter(path_or_hub_id)
         layers = {path: _build_layer(path, config, part) for path, part in files.by_layer(tensors).items()}
         if not layers:
-            raise AdapterError(f"{path_or_hub_id} holds no memory layers: expected tensors named <module>.memory_q_proj …")
+            raise AdapterError(f"{path_or_hub_id} has no memory layers, expected tensors like <module>.memory_q_proj")
         return cls(config, layers, backbone=backbone)
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -104,8 +106,8 @@ class DeltaMemAdapter(nn.Module):
         found = backbone_fingerprint(backbone)
         if self.backbone is not None and self.backbone != found:
             raise FingerprintError(
-                f"this adapter was made for backbone {self.backbone}, the model at hand is {found}: load the model it was "
-                "made for, or train an adapter for this one"
+                f"this adapter was made for backbone {self.backbone}, the model at hand is {found}: load the model it "
+                "was made for, or train an adapter for this one"
             )
         sites = find_attention(backbone)
         for path, layer in self.layers.items():
@@ -115,7 +117,7 @@ class DeltaMemAdapter(nn.Module):
                     f"{next(iter(sites))} … {list(sites)[-1]}: the adapter belongs to another backbone"
                 )
             if sites[path].shape != layer.shape:
-                raise AdapterError(f"{path}: the adapter is shaped for {layer.shape}, the backbone has {sites[path].shape}")
+                raise AdapterError(f"{path}: the adapter is for {layer.shape}, the backbone has {sites[path].shape}")
         return {path: sites[path] for path in self.paths}
 
 

@@ -8,11 +8,14 @@ layer with its keyword arguments, replays the memory too.
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
+from deltamem_agents.config import Projection
 from deltamem_agents.errors import AdapterError, UnsupportedArchitectureError
 from deltamem_agents.layer import DeltaMemLayer, LayerShape
 
@@ -58,22 +61,28 @@ def find_attention(backbone: nn.Module) -> dict[str, AttentionSite]:
     Raises:
         UnsupportedArchitectureError: names the module that the memory cannot serve, and why.
     """
-    decoder = backbone.get_decoder() if hasattr(backbone, "get_decoder") else backbone
+    if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedArchitectureError(
+            f"{type(backbone).__name__} is an encoder with a decoder: delta-mem needs a decoder-only model"
+        )
+    decoder: nn.Module = backbone.get_decoder() if isinstance(backbone, PreTrainedModel) else backbone  # type: ignore[no-untyped-call]
     prefix = next((f"{name}." if name else "" for name, m in backbone.named_modules() if m is decoder), "")
     sites: dict[str, AttentionSite] = {}
+    passed_over = "none at all"
     for name, module in decoder.named_modules():
         if not name.endswith(("attn", "attention", "self_attention")):
             continue
         path = prefix + name
         output_name = next((o for o in OUTPUT_NAMES if _is_linear(getattr(module, o, None))), None)
         if output_name is None:
+            passed_over = f"{path} ({type(module).__name__}) with {', '.join(n for n, _ in module.named_children())}"
             continue
         shape = _shape(path, module, output_name)
         sites[path] = AttentionSite(path, int(getattr(module, "layer_idx", len(sites))), module, shape, output_name)
     if not sites:
         raise UnsupportedArchitectureError(
-            f"{type(backbone).__name__} has no attention modules with q_proj, k_proj, v_proj (or qkv_proj) and an output "
-            f"projection named one of {', '.join(OUTPUT_NAMES)}: delta-mem needs a decoder of that kind"
+            f"{type(backbone).__name__} has no attention modules with linear q_proj, k_proj, v_proj (or qkv_proj) and "
+            f"{' or '.join(OUTPUT_NAMES)}, but {passed_over}: delta-mem cannot be attached to this kind of model"
         )
     return sites
 
@@ -83,31 +92,42 @@ def _is_linear(module: object) -> bool:
 
 
 def _shape(path: str, module: nn.Module, output_name: str) -> LayerShape:
-    out = int(getattr(module, output_name).out_features)
+    output = getattr(module, output_name)
     if getattr(module, "is_kv_shared_layer", False):
         raise UnsupportedArchitectureError(f"{path} shares its keys and values with another layer: not supported")
     if _is_linear(getattr(module, "qkv_proj", None)):
-        config, packed = module.config, module.qkv_proj
-        head = int(module.head_dim)  # type: ignore[arg-type]
-        q, kv = config.num_attention_heads * head, config.num_key_value_heads * head  # type: ignore[union-attr]
-        if packed.out_features != q + 2 * kv:  # type: ignore[union-attr]
-            raise UnsupportedArchitectureError(
-                f"{path}.qkv_proj has {packed.out_features} outputs, expected {q} + 2·{kv}: unknown packing"  # type: ignore[union-attr]
-            )
-        return LayerShape(int(packed.in_features), q, kv, kv, out)  # type: ignore[union-attr]
+        return _packed_shape(path, module, output)
     missing = [p for p in ("q_proj", "k_proj", "v_proj") if not _is_linear(getattr(module, p, None))]
     if missing:
         raise UnsupportedArchitectureError(
-            f"{path} ({type(module).__name__}) has no linear {', '.join(missing)}: delta-mem corrects the outputs of plain "
-            "q, k, v and o projections, and cannot be attached to this kind of attention"
+            f"{path} ({type(module).__name__}) has no linear {', '.join(missing)}: delta-mem corrects the outputs of "
+            "plain q, k, v and o projections, and cannot be attached to this kind of attention"
         )
-    q_proj, k_proj, v_proj, o_proj = (getattr(module, p) for p in ("q_proj", "k_proj", "v_proj", output_name))
-    if q_proj.out_features != o_proj.in_features:
+    q_proj, k_proj, v_proj = (getattr(module, p) for p in ("q_proj", "k_proj", "v_proj"))
+    if q_proj.out_features != output.in_features:
         raise UnsupportedArchitectureError(
-            f"{path}.q_proj has {q_proj.out_features} outputs but {output_name} takes {o_proj.in_features}: a gated or "
+            f"{path}.q_proj has {q_proj.out_features} outputs but {output_name} takes {output.in_features}: a gated or "
             "otherwise unusual query projection, not supported"
         )
-    return LayerShape(q_proj.in_features, q_proj.out_features, k_proj.out_features, v_proj.out_features, out)
+    outs = (p.out_features for p in (q_proj, k_proj, v_proj, output))
+    return LayerShape(q_proj.in_features, *outs)
+
+
+def _packed_shape(path: str, module: nn.Module, output: nn.Linear) -> LayerShape:
+    """Of one linear module that puts out all of q, then all of k, then all of v, as Phi-3's does."""
+    packed, config = cast("nn.Linear", module.qkv_proj), getattr(module, "config", None)
+    head, heads, kv_heads = (
+        int(getattr(owner, name, 0))
+        for owner, name in ((module, "head_dim"), (config, "num_attention_heads"), (config, "num_key_value_heads"))
+    )
+    q, kv = heads * head, kv_heads * head
+    if not kv or packed.out_features != q + 2 * kv or output.in_features != q:
+        raise UnsupportedArchitectureError(
+            f"{path}.qkv_proj ({type(module).__name__}) has {packed.out_features} outputs and the output projection "
+            f"{output.in_features} inputs, expected {q} + 2·{kv} and {q} for {heads} query and {kv_heads} key heads of "
+            f"{head}: an unknown packing, not supported"
+        )
+    return LayerShape(packed.in_features, q, kv, kv, output.out_features)
 
 
 class _Reads(threading.local):
@@ -133,7 +153,7 @@ class AttachedLayer:
         if "o" in heads:
             self.handles.append(getattr(module, site.output_name).register_forward_hook(self._correct_o))
         if site.packed and set(heads) - {"o"}:
-            self.handles.append(module.qkv_proj.register_forward_hook(self._correct_packed))  # type: ignore[union-attr,operator]
+            self.handles.append(module.qkv_proj.register_forward_hook(self._correct_packed))  # type: ignore[union-attr]
         elif not site.packed:
             hooks = {"q": self._correct_q, "k": self._correct_k, "v": self._correct_v}
             for projection in set(heads) - {"o"}:
@@ -155,10 +175,10 @@ class AttachedLayer:
         hidden = kwargs.get("hidden_states", args[0] if args else None)
         if not isinstance(hidden, Tensor):
             raise UnsupportedArchitectureError(f"{self.site.path} was called without hidden_states: not supported")
-        state = bound.state[:, self.index]
-        if state.device != hidden.device:
-            state = state.to(hidden.device)
-        self.reads.value, bound.new[self.index] = self.layer(hidden, state, write=bound.write, spans=bound.spans)
+        state, write, spans = bound.state[:, self.index].to(hidden.device), bound.write, bound.spans
+        write = write.to(hidden.device) if isinstance(write, Tensor) else write
+        spans = None if spans is None else spans.to(hidden.device)
+        self.reads.value, bound.new[self.index] = self.layer(hidden, state, write=write, spans=spans)
         return args, kwargs
 
     def _after(self, module: nn.Module, args: object, output: object) -> None:
@@ -176,20 +196,21 @@ class AttachedLayer:
     def _correct_o(self, module: nn.Module, args: object, out: Tensor) -> Tensor:
         return self._corrected("o", out)
 
-    def _corrected(self, projection: "str", out: Tensor) -> Tensor:
+    def _corrected(self, projection: Projection, out: Tensor) -> Tensor:
         reads = self.reads.value
         if reads is None:
             return out
-        return out + self.layer.correction(projection, reads).to(out.dtype)  # type: ignore[arg-type]
+        return out + self.layer.correction(projection, reads).to(out.dtype)
 
     def _correct_packed(self, module: nn.Module, args: object, out: Tensor) -> Tensor:
         reads = self.reads.value
         if reads is None:
             return out
         shape = self.layer.shape
+        packed: tuple[Projection, ...] = ("q", "k", "v")
         parts = [
-            self.layer.correction(p, reads) if p in self.layer.delta else reads.new_zeros(*reads.shape[:-1], shape.out(p))
-            for p in ("q", "k", "v")
+            self.layer.correction(p, reads) if p in self.layer.delta else out.new_zeros(*out.shape[:-1], shape.out(p))
+            for p in packed
         ]
         return out + torch.cat(parts, -1).to(out.dtype)
 

@@ -1,5 +1,6 @@
 """Adapter files: ours (safetensors and JSON), and the published format."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ from typing import cast
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,7 +25,12 @@ FORMAT = "deltamem-agents/1"
 
 
 def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, Tensor], str | None]:
-    """Reads a folder or hub repository: the config, float32 tensors by name, and the backbone it was made for."""
+    """Reads a folder or hub repository: the config, float32 tensors by name, and the backbone it was made for.
+
+    Raises:
+        AdapterError: a file is missing, unreadable, foreign, or from another save than the other one.
+        ConfigError: options that this package does not serve.
+    """
     folder = _resolve(path_or_hub_id)
     try:
         data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -35,13 +40,20 @@ def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, 
         raise AdapterError(f"{folder / CONFIG_FILE} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
         raise AdapterError(f"{folder / CONFIG_FILE} holds a {type(data).__name__}, expected an object")
-    tensors = _read_weights(folder)
+    source = str(folder / CONFIG_FILE)
     if "format" not in data:
-        return config_from_published(data, source=str(folder / CONFIG_FILE)), tensors, None
+        return config_from_published(data, source=source), _read_weights(folder / PUBLISHED_WEIGHTS_FILE), None
     if data["format"] != FORMAT:
         raise AdapterError(f"{folder} has format {data['format']!r}, expected {FORMAT!r}: it needs another version")
-    config = DeltaMemConfig.parse(data.get("config", {}), source=str(folder / CONFIG_FILE))
-    return config, tensors, cast("str | None", data.get("backbone"))
+    if data.keys() | {"weights"} != {"format", "backbone", "weights", "config"}:
+        raise AdapterError(f"{source} has keys {sorted(data)}, expected format, backbone, weights and config")
+    tensors = _read_weights(folder / WEIGHTS_FILE)
+    if "weights" in data and (found := _sha256(folder / WEIGHTS_FILE)) != data["weights"]:
+        raise AdapterError(
+            f"{folder / WEIGHTS_FILE} has sha256 {found}, {CONFIG_FILE} expects {data['weights']}: the file was "
+            "changed, or a save was cut off between the two; save or fetch the adapter again"
+        )
+    return DeltaMemConfig.parse(data["config"], source=source), tensors, cast("str | None", data["backbone"])
 
 
 def _resolve(path_or_hub_id: str | Path) -> Path:
@@ -56,38 +68,55 @@ def _resolve(path_or_hub_id: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises from several unrelated trees
         raise AdapterError(
-            f"{name} is not a local folder, and could not be fetched as a hub id ({type(error).__name__}: {error}): check "
-            "the name and the network, or give a folder"
+            f"{name} is not a local folder, and could not be fetched as a hub id ({type(error).__name__}: {error}): "
+            "check the name and the network, or give a folder"
         ) from error
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    try:
-        if (folder / WEIGHTS_FILE).is_file():
-            tensors = load_file(folder / WEIGHTS_FILE)
-        elif (folder / PUBLISHED_WEIGHTS_FILE).is_file():
-            tensors = torch.load(folder / PUBLISHED_WEIGHTS_FILE, map_location="cpu", weights_only=True)
-        else:
-            raise AdapterError(f"{folder} has neither {WEIGHTS_FILE} nor {PUBLISHED_WEIGHTS_FILE}")
-    except AdapterError:
-        raise
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise AdapterError(f"the weights in {folder} cannot be read: {error}") from error
-    except Exception as error:  # torch.load raises pickle's own errors
-        raise AdapterError(f"the weights in {folder} are not a plain dict of tensors: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise AdapterError(f"the weights in {folder} are not a flat dict of tensors")
-    return {str(name): tensor.float() for name, tensor in tensors.items()}
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise AdapterError(f"{path.parent} has a {CONFIG_FILE} that goes with {path.name}, but no such file")
+    published = path.name == PUBLISHED_WEIGHTS_FILE
+    content: object
+    try:  # weights_only: nothing that a pickle asks for is run
+        content = torch.load(path, map_location="cpu", weights_only=True) if published else load_file(path)
+    except Exception as error:  # torch.load raises from many trees, pickle's among them
+        raise AdapterError(f"{path} cannot be read as a plain dict of tensors: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise AdapterError(f"{path} does not hold a flat dict of tensors")
+    odd = sorted(f"{name} {t.dtype}" for name, t in content.items() if not t.is_floating_point())
+    if odd:
+        raise AdapterError(f"{path} holds tensors that are not floating-point numbers: {odd}")
+    return {str(name): tensor.float() for name, tensor in content.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_adapter(path: Path, config: DeltaMemConfig, tensors: dict[str, Tensor], backbone: str | None) -> None:
-    """Writes both files into a temporary folder first, then moves them into place."""
+    """Writes both files into a temporary folder first, then moves them into place.
+
+    A crash before the first move leaves the old files whole; one between the two moves is found by `read_adapter`.
+
+    Raises:
+        AdapterError: a tensor holds values that are not finite, or that the storage dtype cannot hold.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{name} as {tensor.dtype} holds values that are not finite: not saved")
     path.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=path, prefix=".saving-"))
     try:
-        data = {"format": FORMAT, "backbone": backbone, "config": config.model_dump(mode="json")}
-        (staging / CONFIG_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, staging / WEIGHTS_FILE)
+        data = {
+            "format": FORMAT,
+            "backbone": backbone,
+            "weights": _sha256(staging / WEIGHTS_FILE),
+            "config": config.model_dump(mode="json"),
+        }
+        (staging / CONFIG_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(staging / name, path / name)
     finally:
@@ -119,8 +148,8 @@ def to_disk(layer: DeltaMemLayer) -> dict[str, Tensor]:
     config, shape = layer.config, layer.shape
     sizes = [config.width] * 3 + [config.gates] * (1 if config.couple_lambda else 2)
     names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "lambda_proj"]
-    tensors = dict(zip(names, layer.in_proj.split(sizes), strict=False))
-    tensors |= dict(zip(["beta_bias", "lambda_bias"], layer.gate_bias.split(config.gates), strict=False))
+    tensors = dict(zip(names, torch.split(layer.in_proj, sizes), strict=False))
+    tensors |= dict(zip(["beta_bias", "lambda_bias"], torch.split(layer.gate_bias, config.gates), strict=False))
     for p in ("q", "k", "v", "o"):
         active = p in layer.delta
         tensors[f"delta_{p}_proj"] = layer.delta[p] if active else layer.in_proj.new_zeros(shape.out(p), config.width)

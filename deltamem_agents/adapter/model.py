@@ -9,7 +9,7 @@ from transformers import Cache, PreTrainedModel
 
 from deltamem_agents.adapter.adapter import DeltaMemAdapter
 from deltamem_agents.adapter.attach import PASS_KEY, MemoryPass, attach
-from deltamem_agents.errors import StateError, UnsupportedArchitectureError
+from deltamem_agents.errors import AdapterError, StateError, UnsupportedArchitectureError
 from deltamem_agents.state import MemoryState
 
 
@@ -43,6 +43,7 @@ class DeltaMemModel(nn.Module):
         sites = adapter.sites_in(backbone)
         self.backbone = backbone
         self.adapter = adapter
+        self._trainable = [p for p in backbone.parameters() if p.requires_grad]
         backbone.requires_grad_(False)
         for path, site in sites.items():
             device = next((p.device for p in site.module.parameters() if p.device.type != "meta"), None)
@@ -54,13 +55,15 @@ class DeltaMemModel(nn.Module):
         """Removes every hook and returns the backbone as it was."""
         for layer in self._attached:
             layer.detach()
-        self._attached = []
-        return cast("PreTrainedModel", self.backbone)
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
+        self._attached, self._trainable = [], []
+        return self.backbone
 
     @property
     def device(self) -> torch.device:
         """Where inputs and states belong."""
-        return cast("PreTrainedModel", self.backbone).device
+        return self.backbone.device
 
     def zero_state(self, rows: int = 1) -> MemoryState:
         """An empty memory for `rows` rows, on the model's device."""
@@ -68,8 +71,9 @@ class DeltaMemModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        *,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         state: MemoryState | None = None,
@@ -82,7 +86,7 @@ class DeltaMemModel(nn.Module):
 
         Args:
             input_ids: long [B, T].
-            attention_mask: [B, past + T], 1 for tokens and 0 for padding, left or right. None means no padding.
+            attention_mask: [B, past + T], 1 for tokens and 0 for padding, on either side. None means no padding.
             position_ids: long [B, T]; None counts each row's unpadded tokens.
             past_key_values: the KV cache of the same rows on the same line of states; extended in place.
             state: the rows' memories; None means empty.
@@ -92,21 +96,32 @@ class DeltaMemModel(nn.Module):
             use_cache: whether to build or extend a KV cache.
 
         Raises:
-            StateError: the state does not belong to these rows, this adapter or this device.
+            StateError: state, attention_mask, write or spans do not belong to these rows, this adapter or this device.
+            AdapterError: the model was detached.
+            UnsupportedArchitectureError: the backbone does not hand keyword arguments to its attention modules.
         """
-        assert input_ids is not None, "input_ids is required"
+        if not self._attached:
+            raise AdapterError("this model was detached from its backbone: build a new DeltaMemModel")
         rows, tokens = input_ids.shape
         state = self.zero_state(rows) if state is None else self._checked(state, rows)
+        _check_tokens("write", write if isinstance(write, Tensor) else None, torch.bool, rows, tokens)
+        _check_tokens("spans", spans, torch.long, rows, tokens)
         if attention_mask is not None:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if not torch.compiler.is_compiling() and tuple(attention_mask.shape) != (rows, past + tokens):
+                raise StateError(
+                    f"attention_mask is {list(attention_mask.shape)}, expected [{rows}, {past} cached + {tokens} new]: "
+                    "it says for every token, cached ones too, whether it is padding"
+                )
             valid = attention_mask[:, -tokens:].bool()
             if position_ids is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
             if isinstance(write, Tensor):
                 write = write & valid
-            elif write and not bool(valid.all()):
+            elif write and (torch.compiler.is_compiling() or not bool(valid.all())):
                 write = valid
         if isinstance(logits_to_keep, int) and logits_to_keep > 0:
-            # positions as a tensor: the slice an int gives is strided, and a strided batch makes lm_head copy its weight
+            # positions as a tensor: the slice an int gives is strided, and a strided batch has lm_head copy its weight
             logits_to_keep = torch.arange(max(tokens - logits_to_keep, 0), tokens, device=input_ids.device)
         bound = MemoryPass(state.tensor, write, spans, [None] * len(self._attached))
         output = self.backbone(
@@ -122,15 +137,14 @@ class DeltaMemModel(nn.Module):
         return DeltaMemOutput(output.logits, output.past_key_values, new)
 
     def _collect(self, bound: MemoryPass) -> MemoryState:
-        if bound.write is False and self._attached:
-            return MemoryState(bound.state)
         unseen = [a.site.path for a, new in zip(self._attached, bound.new, strict=True) if new is None]
-        if unseen or not self._attached:
-            where = unseen[0] if unseen else "every layer"
+        if unseen:
             raise UnsupportedArchitectureError(
-                f"the memory of {where} saw nothing of this forward: the backbone's forward does not hand keyword "
-                "arguments to its attention modules, or the model was detached"
+                f"the memory of {unseen[0]} saw nothing of this forward: {type(self.backbone).__name__} does not hand "
+                "keyword arguments to its attention modules, not supported"
             )
+        if bound.write is False:
+            return MemoryState(bound.state)
         return MemoryState(torch.stack([cast("Tensor", n).to(bound.state.device) for n in bound.new], 1))
 
     def _checked(self, state: MemoryState, rows: int) -> MemoryState:
@@ -140,3 +154,8 @@ class DeltaMemModel(nn.Module):
         if state.tensor.device != self.device:
             raise StateError(f"state is on {state.tensor.device}, the model on {self.device}: move it with state.to(…)")
         return state
+
+
+def _check_tokens(name: str, tensor: Tensor | None, dtype: torch.dtype, rows: int, tokens: int) -> None:
+    if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != (rows, tokens)):
+        raise StateError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} [{rows}, {tokens}]")

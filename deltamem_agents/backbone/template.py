@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message
+
+
+MARK = "\ue000"  # a private-use character: put behind each content, it shows where the template puts the content's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +48,13 @@ class ChatTemplate:
         Raises:
             MessageError: the template refuses these messages.
         """
-        texts = [self._text(messages[: n + 1]) for n in range(len(messages))]
-        whole = texts[-1] if texts else ""
-        segments: list[Segment] = []
-        start = 0
-        if messages:
-            start = len(self._preamble(messages, texts[0]))
-            if start:
-                segments.append(Segment(self._ids(whole[:start]), None))
-        for index, text in enumerate(texts):
-            end = len(whole) if index == len(texts) - 1 else max(start, _common_prefix(text, whole))
+        if not messages:
+            return []
+        whole = self._text(messages)
+        start = _common_prefix(self._preamble(messages[0]), whole)
+        segments = [Segment(self._ids(whole[:start]), None)] if start else []
+        for index, end in enumerate([*self._ends(messages, whole), len(whole)]):
+            end = max(start, end)
             segments.append(Segment(self._ids(whole[start:end]), index))
             start = end
         return segments
@@ -72,19 +73,40 @@ class ChatTemplate:
             text = self.tokenizer.apply_chat_template(
                 plain, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # the latter two from Python inside the template
             roles = [m.role for m in messages]
             raise MessageError(f"the model's chat template refuses messages with roles {roles}: {error}") from error
         return str(text)
 
-    def _preamble(self, messages: Sequence[Message], first: str) -> str:
+    def _text_if_accepted(self, messages: Sequence[Message]) -> str:
+        """The rendered text, or nothing where the template wants more messages or another order of roles."""
+        try:
+            return self._text(messages)
+        except MessageError:
+            return ""
+
+    def _ends(self, messages: Sequence[Message], whole: str) -> list[int]:
+        """Where in `whole` each message but the last ends, the markers that close it included.
+
+        A conversation cut after a message shows what closes it. Its text need not be how the whole conversation starts:
+        templates strip the thinking from earlier turns, so the end is looked for behind the message's own content.
+        """
+        marked = [m.model_copy(update={"content": f"{m.content.rstrip()}{MARK}"}) for m in messages]
+        parts = self._text_if_accepted(marked).split(MARK)
+        texts = [self._text_if_accepted(marked[: n + 1]) for n in range(len(messages) - 1)]
+        if len(parts) != len(messages) + 1 or "".join(parts) != whole:  # the mark changed what the template does
+            return [_common_prefix(self._text_if_accepted(messages[: n + 1]), whole) for n in range(len(messages) - 1)]
+        contents = list(accumulate(len(part) for part in parts[:-2]))
+        return [
+            end + _common_prefix(text.rpartition(MARK)[2] if MARK in text else "", whole[end:])
+            for text, end in zip(texts, contents, strict=True)
+        ]
+
+    def _preamble(self, head: Message) -> str:
         """What the template puts before the first message: a default system prompt, a start token."""
-        head = messages[0]
+        first = self._text_if_accepted([head])
         for between in ([], [Message(role="assistant", content="ok")]):
-            try:
-                before, after = self._text([head, *between]), self._text([head, *between, head])
-            except MessageError:  # the template wants another order of roles
-                continue
+            before, after = self._text_if_accepted([head, *between]), self._text_if_accepted([head, *between, head])
             again = after[len(before) :]
             if after.startswith(before) and again and first.endswith(again):
                 return first[: -len(again)]

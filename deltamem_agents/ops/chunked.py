@@ -16,7 +16,7 @@ def _chunks(x: Tensor, size: int, pad: float) -> Tensor:
     missing = -x.shape[1] % size
     if missing:
         x = F.pad(x, (0, 0, 0, missing), value=pad)
-    return x.reshape(x.shape[0], -1, size, x.shape[-1])
+    return x.reshape(x.shape[0], x.shape[1] // size, size, x.shape[2])
 
 
 def _decays(keep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ The forward keeps nothing but its inputs; the backward walks the sequence once m
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import numba  # type: ignore[import-untyped]
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def _jit(function: _Function) -> _Function:
 def _forward(
     q: Floats, k: Floats, v: Floats, keep: Floats, erase: Floats, write: Floats, states: Floats, reads: Floats
 ) -> None:
-    """One row and head: q … write and reads [T, r]; states [T + 1, r, r], of which the first is given."""
+    """One row and head; q … write and reads [T, r]; states [T + 1, r, r], of which the first is given."""
     tokens, rank = q.shape
     for t in range(tokens):
         for i in range(rank):
@@ -115,7 +115,14 @@ def _fold(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-class _DeltaRule(torch.autograd.Function):
+def _unfold(x: Tensor, batch: int) -> Tensor:
+    """[B·N, T, r] -> [B, T, N, r]."""
+    return x.view(batch, -1, *x.shape[1:]).transpose(1, 2)
+
+
+class DifferentiableDeltaRule(torch.autograd.Function):
+    """The recurrence as an autograd function; see `deltamem_agents.ops.differentiable_delta_rule`."""
+
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, erase: Tensor, write: Tensor, state: Tensor
@@ -126,11 +133,11 @@ class _DeltaRule(torch.autograd.Function):
         reads, new_state = inputs.new_empty(batch * heads, tokens, rank), torch.empty_like(start)
         _scan(inputs.numpy(), start.numpy(), reads.numpy(), new_state.numpy())
         ctx.save_for_backward(inputs, start)
-        ctx.rows = (batch, heads)
-        return reads.unflatten(0, ctx.rows).transpose(1, 2), new_state.unflatten(0, ctx.rows)
+        ctx.shape = state.shape
+        return _unfold(reads, batch), new_state.view(state.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_reads: Tensor, grad_new_state: Tensor) -> tuple[Tensor, ...]:
         inputs, start = ctx.saved_tensors
         grads, grad_state = torch.empty_like(inputs), torch.empty_like(start)
@@ -142,11 +149,4 @@ class _DeltaRule(torch.autograd.Function):
             grads.numpy(),
             grad_state.numpy(),
         )
-        return (*(g.unflatten(0, ctx.rows).transpose(1, 2) for g in grads), grad_state.unflatten(0, ctx.rows))
-
-
-def differentiable_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, erase: Tensor, write: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`naive_delta_rule` compiled, with gradients; float32 on the CPU. Arguments, shapes and results are the same."""
-    return cast("tuple[Tensor, Tensor]", _DeltaRule.apply(q, k, v, keep, erase, write, state))  # type: ignore[no-untyped-call]
+        return (*(_unfold(g, ctx.shape[0]) for g in grads), grad_state.view(ctx.shape))

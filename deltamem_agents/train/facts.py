@@ -4,6 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 HELD_OUT_WORDS = 2000
 
 
@@ -256,3 +258,9 @@ def vocabulary_words(vocabulary: Sequence[str]) -> list[str]:
     """Whole lower-case English-looking words of a byte-level BPE vocabulary."""
     marked = (t[1:] for t in vocabulary if t.startswith("Ġ"))
     return sorted({w.lower() for w in marked if w.isascii() and w.isalpha() and len(w) > 4})
+
+
+def training_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words that open values are drawn from, those of the closed lists left out."""
+    closed = {v.lower() for values in VALUES.values() for v in values}
+    return [w for w in vocabulary_words(list(tokenizer.get_vocab())) if w not in closed]

@@ -30,7 +30,7 @@ from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.train.batches import answer_rows, write_memories
 from deltamem_agents.train.episodes import Episode, EpisodeMix, draw_episode
-from deltamem_agents.train.facts import SMALL_TALK, VALUES, Values, vocabulary_words
+from deltamem_agents.train.facts import SMALL_TALK, Values, training_vocabulary
 
 
 class Recipe(BaseModel):
@@ -44,11 +44,11 @@ class Recipe(BaseModel):
     """Recall episodes a step."""
     unrelated: int = 4
     """Rows a step that must answer as the plain backbone does, once `unrelated_from` is reached."""
-    unrelated_from: int = 350
+    unrelated_from: int = 450
     unrelated_weight: float = 1.0
     learning_rate: float = 2e-3
     warm_up: int = 40
-    open_from: int = 300
+    open_from: int = 420
     """Step from which values come from the open vocabulary too."""
     open_share: float = 0.75
     seed: int = 0
@@ -85,8 +85,7 @@ class RecallTrainer:
     ) -> None:
         self.recipe, self.output = recipe, output
         self.template = ChatTemplate(tokenizer)
-        closed = {v.lower() for values in VALUES.values() for v in values}
-        self.values = Values([w for w in vocabulary_words(list(tokenizer.get_vocab())) if w not in closed])
+        self.values = Values(training_vocabulary(tokenizer))
         self.model = DeltaMemModel(backbone.eval(), DeltaMemAdapter.initialize(recipe.adapter, backbone, seed=recipe.seed))
         self.optimizer = torch.optim.AdamW(
             self.model.adapter.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0

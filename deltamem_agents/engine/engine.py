@@ -1,0 +1,363 @@
+"""The engine: a frozen model, its memory, and the sessions that live in a store."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from threading import Event
+from typing import Self, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, backbone_fingerprint
+from deltamem_agents.adapter.default import default_adapter_path
+from deltamem_agents.backbone.load import BUNDLED, context_length, end_tokens, load_backbone, tokenizer_fingerprint
+from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.engine.planning import Planner
+from deltamem_agents.engine.prompts import PromptWriter
+from deltamem_agents.engine.records import (
+    MEMORY_MODES,
+    TRANSCRIPTS,
+    MemoryMode,
+    Request,
+    Transcript,
+    Turn,
+    check_session_name,
+)
+from deltamem_agents.engine.turns import TurnRunner
+from deltamem_agents.engine.worker import Emit, Work, Worker
+from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundError
+from deltamem_agents.generation import GenerationOptions, decode
+from deltamem_agents.messages import MessageLike, as_messages
+from deltamem_agents.state import MemoryState
+from deltamem_agents.store import SessionInfo, StateStore, open_store
+
+
+class DeltaMemEngine:
+    """Gives a frozen model persistent memory: name a session, and what was said in it is remembered.
+
+    All model work runs on one thread of the engine's own; every method may be called from any thread or event loop.
+
+    Args:
+        model: a backbone with its adapter attached.
+        tokenizer: the backbone's tokenizer, with a chat template.
+        store: where sessions live: a store, a path or database URL, ":memory:", or None for the default file.
+        recent_messages: how many recent messages are also in the prompt, at least; the window holds up to twice as many.
+            0: nothing but what is new is in the prompt, and the memory alone knows the rest.
+        max_prompt_tokens: limit on a prompt; None: what the backbone's context holds, less the reply.
+        transcript: which messages' texts the store keeps: those in the window, "full" or "none".
+        cache_bytes: budget for KV caches of sessions between turns.
+
+    Raises:
+        ConfigError: an option has an impossible value.
+        StoreError: the store cannot be opened.
+        MessageError: the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        model: DeltaMemModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        store: StateStore | str | Path | None = None,
+        recent_messages: int = 8,
+        max_prompt_tokens: int | None = None,
+        transcript: Transcript = "window",
+        cache_bytes: int = 2**30,
+    ) -> None:
+        if transcript not in TRANSCRIPTS:
+            raise ConfigError(f"transcript is {transcript!r}, expected one of {', '.join(TRANSCRIPTS)}")
+        if max_prompt_tokens is not None and max_prompt_tokens < 1:
+            raise ConfigError(f"max_prompt_tokens is {max_prompt_tokens}, expected a positive number or None")
+        self.model, self.tokenizer = model, tokenizer
+        self.recent_messages = _checked_recent(recent_messages)
+        backbone = cast("PreTrainedModel", model.backbone)
+        self.context = context_length(backbone)
+        self.fingerprint = (
+            f"{backbone_fingerprint(backbone)}+{tokenizer_fingerprint(tokenizer)}+{model.adapter.fingerprint()}"
+        )
+        self._ends = end_tokens(backbone, tokenizer)
+        writer = PromptWriter(ChatTemplate(tokenizer), model.adapter.config)
+        self.store = open_store(store)
+        planner = Planner(
+            self.store,
+            writer,
+            context=self.context,
+            max_prompt_tokens=max_prompt_tokens,
+            keeps_text=transcript != "none",
+        )
+        self._turns = TurnRunner(
+            model,
+            writer,
+            planner,
+            self.store,
+            fingerprint=self.fingerprint,
+            transcript=transcript,
+            cache_bytes=cache_bytes,
+        )
+        self._worker = Worker("deltamem")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        adapter: DeltaMemAdapter | str | Path | None = None,
+        store: StateStore | str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        model_kwargs: dict[str, object] | None = None,
+        recent_messages: int = 8,
+        max_prompt_tokens: int | None = None,
+        transcript: Transcript = "window",
+    ) -> Self:
+        """Loads a model and its adapter; the other arguments are those of the class.
+
+        Args:
+            model: "bundled", a folder, or a hub id of a causal LM.
+            adapter: an adapter, its folder or hub id; None takes the default one, which exists for the bundled model.
+            store: where sessions live.
+            device: where to put the model.
+            dtype: of the backbone's weights. States are float32 always.
+            model_kwargs: anything else transformers' `from_pretrained` takes.
+            recent_messages: how many recent messages are also in the prompt.
+            max_prompt_tokens: limit on a prompt.
+            transcript: which messages' texts the store keeps.
+
+        Raises:
+            BackboneError: the model cannot be found or loaded.
+            AdapterError: the adapter cannot be found or loaded, or does not fit.
+        """
+        if adapter is None:
+            adapter = default_adapter_path(model)
+        if not isinstance(adapter, DeltaMemAdapter):
+            adapter = DeltaMemAdapter.from_pretrained(adapter)
+        backbone, tokenizer = load_backbone(model, device=device, dtype=dtype, model_kwargs=model_kwargs)
+        return cls(
+            DeltaMemModel(backbone, adapter),
+            tokenizer,
+            store=store,
+            recent_messages=recent_messages,
+            max_prompt_tokens=max_prompt_tokens,
+            transcript=transcript,
+        )
+
+    @classmethod
+    def bundled(cls, *, store: StateStore | str | Path | None = None, recent_messages: int = 8) -> Self:
+        """The bundled model with its default adapter. The first call fetches the model, about 93 MB."""
+        return cls.from_pretrained(BUNDLED, store=store, recent_messages=recent_messages)
+
+    # --- turns
+
+    def generate(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        session: str | None = None,
+        thread: str | None = None,
+        memory: MemoryMode = "read_write",
+        recent_messages: int | None = None,
+        **options: object,
+    ) -> Turn:
+        """Replies to messages, reading and writing the session's memory.
+
+        Args:
+            messages: the whole history, a trimmed one, or only what is new; the engine finds out what is new.
+            session: whose memory; None: the frozen model without memory.
+            thread: a label for this line of conversation; by default the session's name.
+            memory: "read_write", "read" (nothing is kept) or "off" (the frozen model).
+            recent_messages: overrides the engine's, for this call.
+            **options: `max_new_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`, `stop`.
+
+        Raises:
+            MessageError: messages that are empty, malformed, too long, or leave nothing to reply to.
+            SessionError: a bad session name.
+            GenerationError: unknown or bad options, or the call was cancelled.
+            StoreError: the store cannot be read or written; then nothing was kept.
+        """
+        request = self._request(messages, session, thread, memory, recent_messages, options)
+        return self._worker.run(self._turn(request))
+
+    async def agenerate(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        session: str | None = None,
+        thread: str | None = None,
+        memory: MemoryMode = "read_write",
+        recent_messages: int | None = None,
+        **options: object,
+    ) -> Turn:
+        """`generate` for an event loop. Cancelling the task leaves the session as it was."""
+        request = self._request(messages, session, thread, memory, recent_messages, options)
+        return await self._worker.arun(self._turn(request))
+
+    def stream(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        session: str | None = None,
+        thread: str | None = None,
+        memory: MemoryMode = "read_write",
+        recent_messages: int | None = None,
+        **options: object,
+    ) -> Iterator[str | Turn]:
+        """Yields the reply's text as it comes, then the `Turn`. Leaving early leaves the session as it was."""
+        request = self._request(messages, session, thread, memory, recent_messages, options)
+        return self._worker.stream(self._turn(request))
+
+    def astream(
+        self,
+        messages: Sequence[MessageLike],
+        *,
+        session: str | None = None,
+        thread: str | None = None,
+        memory: MemoryMode = "read_write",
+        recent_messages: int | None = None,
+        **options: object,
+    ) -> AsyncIterator[str | Turn]:
+        """`stream` for an event loop."""
+        request = self._request(messages, session, thread, memory, recent_messages, options)
+        return self._worker.astream(self._turn(request))
+
+    def batch(
+        self,
+        conversations: Sequence[Sequence[MessageLike]],
+        *,
+        sessions: Sequence[str | None],
+        memory: MemoryMode = "read_write",
+        recent_messages: int | None = None,
+        **options: object,
+    ) -> list[Turn]:
+        """Replies to many sessions, decoded together: each gets what it would get alone. Turns of one session follow each other.
+
+        Raises:
+            SessionError: as many sessions as conversations are needed.
+        """
+        if len(conversations) != len(sessions):
+            raise SessionError(f"{len(conversations)} conversations for {len(sessions)} sessions: give one session each")
+        requests = [
+            self._request(messages, session, None, memory, recent_messages, options)
+            for messages, session in zip(conversations, sessions, strict=True)
+        ]
+        return self._worker.run(lambda emit, cancelled: self._run_batch(requests, cancelled))
+
+    def absorb(self, messages: Sequence[MessageLike], *, session: str, thread: str | None = None) -> str:
+        """Writes messages into a session's memory without a reply. They are always taken as new.
+
+        Returns:
+            The id of the snapshot.
+        """
+        request = self._request(messages, check_session_name(session), thread, "read_write", None, {"max_new_tokens": 1})
+
+        def work(emit: Emit, cancelled: Event) -> str:
+            with torch.inference_mode():
+                return self._turns.absorb(request)
+
+        return self._worker.run(work)
+
+    # --- sessions
+
+    def sessions(self, *, prefix: str = "") -> list[SessionInfo]:
+        """The sessions in the store whose names start with `prefix`."""
+        return self.store.sessions(prefix=prefix)
+
+    def state(self, session: str) -> MemoryState:
+        """A session's memory as it is now.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+            FingerprintError: it was written under another backbone or adapter.
+        """
+        info = self.store.session(check_session_name(session))
+        if info is None or info.head is None:
+            raise SessionNotFoundError(f"there is no session {session!r} in this store: see sessions()")
+        return MemoryState.from_bytes(self.store.snapshot(info.head).state, fingerprint=self.fingerprint)
+
+    def forget(self, session: str) -> None:
+        """Deletes a session for good: its memory, its log and its texts.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+        """
+        check_session_name(session)
+
+        def work(emit: Emit, cancelled: Event) -> None:
+            self._turns.drop_warm(session)
+            self.store.forget(session)
+
+        self._worker.run(work)
+
+    def close(self) -> None:
+        """Finishes queued work and closes the store. The engine cannot be used afterwards."""
+        self._worker.close()
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        """Returns the engine, for `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the engine."""
+        self.close()
+
+    # --- inside
+
+    def _request(
+        self,
+        messages: Sequence[MessageLike],
+        session: str | None,
+        thread: str | None,
+        memory: MemoryMode,
+        recent_messages: int | None,
+        options: dict[str, object],
+    ) -> Request:
+        if memory not in MEMORY_MODES:
+            raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
+        if session is not None:
+            check_session_name(session)
+        recent = self.recent_messages if recent_messages is None else _checked_recent(recent_messages)
+        return Request(
+            messages=tuple(as_messages(messages)),
+            session=session,
+            thread=thread or session or "",
+            memory=memory,
+            recent_messages=recent,
+            options=GenerationOptions.parse(options),
+        )
+
+    def _turn(self, request: Request) -> Work[Turn]:
+        def work(emit: Emit, cancelled: Event) -> Turn:
+            return self._run([request], emit, cancelled)[0]
+
+        return work
+
+    def _run_batch(self, requests: Sequence[Request], cancelled: Event) -> list[Turn]:
+        """Waves of distinct sessions, so that turns of one session follow each other."""
+        turns: dict[int, Turn] = {}
+        waiting = list(range(len(requests)))
+        while waiting:
+            wave, busy, later = [], set[str | None](), []
+            for index in waiting:
+                session = requests[index].session
+                if session is not None and session in busy:
+                    later.append(index)
+                else:
+                    wave.append(index)
+                    busy.add(session)
+            done = self._run([requests[i] for i in wave], lambda text: None, cancelled)
+            turns |= dict(zip(wave, done, strict=True))
+            waiting = later
+        return [turns[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def _run(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Turn]:
+        prepared = [self._turns.prepare(request) for request in requests]
+        lanes = [self._turns.lane(p, emit, cancelled.is_set) for p in prepared]
+        decode(self.model, lanes, self._ends)
+        return [self._turns.finish(p, lane) for p, lane in zip(prepared, lanes, strict=True)]
+
+
+def _checked_recent(recent_messages: int) -> int:
+    if recent_messages < 0:
+        raise ConfigError(f"recent_messages is {recent_messages}, expected 0 or more")
+    return recent_messages

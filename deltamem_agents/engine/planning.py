@@ -1,0 +1,150 @@
+"""Planning a turn: what is new, where the window starts, and whether it all fits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltamem_agents.engine.alignment import align
+from deltamem_agents.engine.prompts import PromptWriter, in_groups
+from deltamem_agents.engine.records import Request
+from deltamem_agents.engine.windows import Window, load_window
+from deltamem_agents.errors import ContextOverflowError, MessageError, StoreError
+from deltamem_agents.messages import Message
+from deltamem_agents.store import SessionInfo, Snapshot, StateStore
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a turn starts from and what it adds."""
+
+    head: Snapshot | None
+    """The session's head when the turn began; None for a new session or a call without one."""
+    window: Window
+    shown: tuple[Message, ...]
+    """System prompts and context, in front of the window, never written."""
+    new: tuple[Message, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each new message."""
+    groups: tuple[int, ...]
+    """Sizes of consecutive groups of new messages that each fit the context. Usually one; the last is in the prompt."""
+
+    @property
+    def spoken(self) -> tuple[Message, ...]:
+        """What the prompt holds after `shown`: the window, and the last group of new messages."""
+        return (*self.window.messages, *self.new[len(self.new) - self.groups[-1] :])
+
+
+class Planner:
+    """Plans turns for one model and one store.
+
+    Args:
+        store: where sessions are.
+        writer: renders prompts.
+        context: how many tokens the backbone can attend to.
+        max_prompt_tokens: limit on a prompt; None: what the context holds, less the reply.
+        keeps_text: whether the store's sessions have texts to make a window from.
+    """
+
+    def __init__(
+        self, store: StateStore, writer: PromptWriter, *, context: int, max_prompt_tokens: int | None, keeps_text: bool
+    ) -> None:
+        self.store, self.writer = store, writer
+        self.context, self.max_prompt_tokens, self.keeps_text = context, max_prompt_tokens, keeps_text
+
+    def session(self, request: Request) -> Plan:
+        """Plans a turn of a session.
+
+        Raises:
+            ContextOverflowError: one message, or what is shown in front, is longer than the context.
+            MessageError: there is nothing to reply to.
+        """
+        head = self.head(request.session)
+        ledger = () if head is None else self.store.line(head.id, since=max(0, head.messages - len(request.messages)))
+        aligned = align(request.messages, [entry for turn in ledger for entry in turn.entries])
+        plan = self._plan(request, head, aligned.shown, aligned.new)
+        if not plan.spoken or plan.spoken[-1].role == "assistant":
+            raise MessageError(
+                "there is nothing new to reply to: the session has seen all of these messages, or the last one is the "
+                "assistant's; add a user message"
+            )
+        return plan
+
+    def absorption(self, request: Request) -> Plan:
+        """Plans the writing of messages that are new by definition."""
+        return self._plan(request, self.head(request.session), (), request.messages)
+
+    def continuation(self, request: Request, new: tuple[Message, ...], shown: tuple[Message, ...]) -> Plan:
+        """Plans the writing of a turn, reply included, on a head that somebody else has moved meanwhile."""
+        return self._plan(request, self.head(request.session), shown, new)
+
+    def stateless(self, request: Request) -> Plan:
+        """Plans a call without memory: the frozen model, on just these messages.
+
+        Raises:
+            ContextOverflowError: they are longer than the context.
+            MessageError: there is nothing to reply to.
+        """
+        if request.messages[-1].role in ("assistant", "system"):
+            raise MessageError(
+                f"there is nothing to reply to: the last message is the {request.messages[-1].role}'s; add a user message"
+            )
+        tokens = len(self.writer.render(request.messages, (), write=False).ids)
+        tokens += len(self.writer.opening(request.messages).ids)
+        if tokens > self._limit(request):
+            raise ContextOverflowError(
+                f"the prompt has {tokens} tokens, but {self._limit(request)} fit ({self._budget(request)}): shorten it, or "
+                "name a session, whose memory takes in what does not fit"
+            )
+        return Plan(None, Window(None, ()), request.messages, (), (), (0,))
+
+    def head(self, session: str | None) -> Snapshot | None:
+        """The head of a session, None if it has none."""
+        info: SessionInfo | None = None if session is None else self.store.session(session)
+        if info is None or info.head is None:
+            return None
+        line = self.store.line(info.head, since=info.messages - 1)
+        if not line:
+            raise StoreError(f"session {session!r} has head {info.head!r}, but the store has no such snapshot")
+        return line[-1]
+
+    def _plan(
+        self, request: Request, head: Snapshot | None, shown: tuple[Message, ...], new: tuple[Message, ...]
+    ) -> Plan:
+        rendered = self.writer.render(shown, new, write=False)
+        lengths = rendered.lengths[len(shown) :]
+        fixed = len(rendered.ids) - sum(lengths) + len(self.writer.opening((*shown, *new)).ids)
+        room = self._limit(request) - fixed
+        self._check_fits(request, new, lengths, room, fixed)
+        groups = in_groups(lengths, room)
+        if len(groups) > 1:  # the memory takes in what does not fit, so the window is all behind
+            start = None if head is None else self.store.snapshot(head.id)
+            return Plan(head, Window(start, ()), shown, new, lengths, tuple(groups))
+        window = load_window(
+            self.store,
+            head.id if head else None,
+            head.messages if head else 0,
+            recent=request.recent_messages if self.keeps_text else 0,
+            room=room - sum(lengths),
+        )
+        return Plan(head, window, shown, new, lengths, tuple(groups))
+
+    def _limit(self, request: Request) -> int:
+        reply = self.context - request.options.max_new_tokens
+        return min(self.max_prompt_tokens or reply, reply)
+
+    def _budget(self, request: Request) -> str:
+        return f"context {self.context}, reply {request.options.max_new_tokens}, max_prompt_tokens {self.max_prompt_tokens}"
+
+    def _check_fits(
+        self, request: Request, messages: Sequence[Message], lengths: Sequence[int], room: int, fixed: int
+    ) -> None:
+        if room <= 0:
+            raise ContextOverflowError(
+                f"system prompt and shown context take {fixed} tokens and leave no room for messages "
+                f"({self._budget(request)}): shorten them"
+            )
+        for position, (message, length) in enumerate(zip(messages, lengths, strict=True)):
+            if length > room:
+                raise ContextOverflowError(
+                    f"new message {position} ({message.role}) has {length} tokens, but {room} fit beside {fixed} tokens of "
+                    f"system prompt and shown context ({self._budget(request)}): shorten or split it"
+                )

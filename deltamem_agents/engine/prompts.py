@@ -1,0 +1,84 @@
+"""Prompts as pieces: which tokens a turn feeds, and which of them are written."""
+
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from deltamem_agents.backbone.spans import sentence_spans
+from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.config import DeltaMemConfig
+from deltamem_agents.generation import Piece
+from deltamem_agents.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as pieces, and how many tokens each message takes."""
+
+    pieces: tuple[Piece, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each message, its markers included."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All token ids, in order."""
+        return tuple(itertools.chain.from_iterable(p.ids for p in self.pieces))
+
+
+class PromptWriter:
+    """Renders conversations for one model: messages of the absorbed roles are written, everything else is read past."""
+
+    def __init__(self, template: ChatTemplate, config: DeltaMemConfig) -> None:
+        self.template, self.config = template, config
+
+    def render(self, shown: Sequence[Message], spoken: Sequence[Message], *, write: bool) -> Rendered:
+        """Pieces of `shown`, never written, then `spoken`, written where their role is absorbed and `write` is on."""
+        messages = [*shown, *spoken]
+        pieces, lengths = [], [0] * len(messages)
+        for segment in self.template.render(messages):
+            on = write and segment.message is not None and segment.message >= len(shown)
+            on = on and messages[segment.message or 0].role in self._roles
+            pieces.append(Piece(segment.ids, on, self._spans(segment.ids) if on and self.config.spans else None))
+            if segment.message is not None:
+                lengths[segment.message] += len(segment.ids)
+        return Rendered(tuple(pieces), tuple(lengths))
+
+    def opening(self, messages: Sequence[Message]) -> Piece:
+        """The generation prompt after `messages`; it is never written."""
+        return Piece(self.template.generation_prompt(messages), write=False)
+
+    def writes(self, message: Message) -> bool:
+        """Whether a spoken message of this role goes into the memory."""
+        return message.role in self._roles
+
+    @property
+    def _roles(self) -> Collection[str]:
+        return self.config.absorb_roles
+
+    def _spans(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if self.config.write_granularity == "message_mean":
+            return (0,) * len(ids)
+        return sentence_spans([self.template.tokenizer.decode([i]) for i in ids])
+
+
+def remainder(pieces: Sequence[Piece], fed: int) -> list[Piece]:
+    """What is left of `pieces` once their first `fed` tokens are in the KV cache."""
+    rest = []
+    for piece in pieces:
+        skip = min(fed, len(piece.ids))
+        fed -= skip
+        if skip < len(piece.ids):
+            rest.append(Piece(piece.ids[skip:], piece.write, piece.spans[skip:] if piece.spans else None))
+    return rest
+
+
+def in_groups(lengths: Sequence[int], room: int) -> list[int]:
+    """Splits messages that cannot all fit at once into consecutive groups that do: the size of each group."""
+    groups, filled = [0], 0
+    for length in lengths:
+        if filled + length > room:
+            groups.append(0)
+            filled = 0
+        groups[-1] += 1
+        filled += length
+    return groups

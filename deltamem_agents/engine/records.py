@@ -1,0 +1,78 @@
+"""What callers ask of the engine and what they get."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deltamem_agents.errors import SessionError
+from deltamem_agents.generation import FinishReason, GenerationOptions
+from deltamem_agents.messages import Message
+
+MemoryMode = Literal["read_write", "read", "off"]
+"""`read_write` keeps the turn; `read` uses the memory and keeps nothing; `off` is the frozen model, with no session."""
+MEMORY_MODES: tuple[MemoryMode, ...] = ("read_write", "read", "off")
+Transcript = Literal["window", "full", "none"]
+"""Which messages' texts a store keeps: those still in the window, all, or none."""
+TRANSCRIPTS: tuple[Transcript, ...] = ("window", "full", "none")
+NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one generation."""
+
+    prompt_tokens: int
+    """Tokens of the prompt, those in the KV cache included."""
+    completion_tokens: int
+    """Tokens generated."""
+    cached_tokens: int
+    """How many of the prompt's tokens were in the KV cache already."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A reply, and the commit it made."""
+
+    reply: Message
+    usage: Usage
+    finish_reason: FinishReason
+    snapshot: str | None
+    """Id of the snapshot that was committed; None when nothing was kept."""
+    session: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call, checked."""
+
+    messages: tuple[Message, ...]
+    session: str | None
+    thread: str
+    memory: MemoryMode
+    recent_messages: int
+    options: GenerationOptions
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a memory takes part at all."""
+        return self.session is not None and self.memory != "off"
+
+
+def check_session_name(name: object) -> str:
+    """Returns a valid session name.
+
+    Raises:
+        SessionError: it is no text, empty, too long, padded with blanks, or holds control characters.
+    """
+    if not isinstance(name, str):
+        raise SessionError(f"a session is named by a string, got {type(name).__name__}: {name!r}")
+    if not name or name != name.strip() or not name.isprintable() or len(name) > NAME_LENGTH:
+        raise SessionError(
+            f"{name[:60]!r} ({len(name)} characters) is not a session name: expected 1 to {NAME_LENGTH} printable "
+            "characters without blanks at the ends"
+        )
+    return name

@@ -1,0 +1,71 @@
+"""Where a session's window starts: a turn boundary that the ledger alone decides, moving in blocks."""
+
+import math
+from dataclasses import dataclass
+
+from deltamem_agents.messages import Message
+from deltamem_agents.store import Snapshot, StateStore
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of a session's line that is in the prompt."""
+
+    start: Snapshot | None
+    """The snapshot at the window's start, with its state; None: the start of the line, where the state is zero."""
+    turns: tuple[Snapshot, ...]
+    """The turns since, oldest first."""
+
+    @property
+    def position(self) -> int:
+        """How many messages of the line lie before the window."""
+        return self.start.messages if self.start else 0
+
+    @property
+    def start_id(self) -> str | None:
+        """Id of the snapshot at the start."""
+        return self.start.id if self.start else None
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages of the window."""
+        texts = (entry.text for turn in self.turns for entry in turn.entries)
+        return tuple(Message.model_validate_json(text) for text in texts if text is not None)
+
+
+def block_start(count: int, recent: int) -> int:
+    """The first message of a window over `count` messages that keeps between `recent` and 2·`recent` of them."""
+    return count if recent == 0 else max(0, (count // recent - 1) * recent)
+
+
+def load_window(store: StateStore, head: str | None, count: int, *, recent: int, room: int) -> Window:
+    """The window of a line with `count` messages.
+
+    Args:
+        store: where the line is.
+        head: its head, None for an empty line.
+        count: how many messages it holds.
+        recent: keep between this many and twice as many messages.
+        room: at most this many tokens.
+    """
+    if head is None:
+        return Window(None, ())
+    start = store.boundary(head, block_start(count, recent))
+    turns = store.line(head, since=start.messages if start else 0)
+    skip = _turns_to_skip(start.tokens if start else 0, turns, room)
+    for number, turn in enumerate(turns):
+        if any(entry.text is None for entry in turn.entries):  # the transcript policy dropped it
+            skip = max(skip, number + 1)
+    if skip:
+        start = store.snapshot(turns[skip - 1].id)
+    return Window(start, tuple(turns[skip:]))
+
+
+def _turns_to_skip(before: int, turns: list[Snapshot], room: int) -> int:
+    """How many turns must go so that the rest fits; the start moves in quarters of the room, not at every turn."""
+    total = turns[-1].tokens if turns else before
+    if total - before <= room:
+        return 0
+    block = max(1, room // 4)
+    target = math.ceil((total - room) / block) * block
+    return next((number for number, turn in enumerate(turns, 1) if turn.tokens >= target), len(turns))

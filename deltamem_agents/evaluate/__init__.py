@@ -1,0 +1,5 @@
+"""Does the memory remember, or does it only steer? Evaluations with controls."""
+
+from deltamem_agents.evaluate.recall import RecallReport, RecallRow, evaluate_recall
+
+__all__ = ["RecallReport", "RecallRow", "evaluate_recall"]

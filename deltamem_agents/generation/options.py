@@ -1,0 +1,49 @@
+"""What a caller may ask of one generation."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from deltamem_agents.errors import GenerationError
+
+
+class GenerationOptions(BaseModel):
+    """Sampling and stopping, under the names of transformers' `GenerationConfig`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: int = Field(256, ge=1)
+    """At most this many tokens are generated."""
+    temperature: float | None = Field(None, ge=0)
+    """None or 0: greedy. Otherwise tokens are sampled at this temperature."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample among the most probable tokens that make up this share."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample among this many most probable tokens."""
+    repetition_penalty: float | None = Field(None, gt=0)
+    """Above 1: makes tokens that have occurred less likely."""
+    seed: int | None = None
+    """Makes sampling repeatable."""
+    stop: tuple[str, ...] = ()
+    """The reply ends before the first of these strings."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_strings(cls, value: object) -> object:
+        stop = () if value is None else (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+        if "" in stop:
+            raise ValueError("a stop string is empty")
+        return stop
+
+    @classmethod
+    def parse(cls, options: dict[str, object]) -> Self:
+        """Checks options given as keywords.
+
+        Raises:
+            GenerationError: names each unknown option and bad value.
+        """
+        try:
+            return cls.model_validate({k: v for k, v in options.items() if v is not None})
+        except ValidationError as error:
+            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())
+            raise GenerationError(f"bad generation options ({found}): known are {', '.join(cls.model_fields)}") from error

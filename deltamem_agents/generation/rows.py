@@ -1,0 +1,170 @@
+"""Rows: token sequences with a KV cache and a memory each. Rows in, rows out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.state import MemoryState
+
+PREFILL_CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that go through the model together, written or only read past."""
+
+    ids: tuple[int, ...]
+    write: bool
+    spans: tuple[int, ...] | None = None
+    """For span writes: the span each token belongs to. A piece with spans is a forward of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: what has been fed, the KV cache of it, and the memory after it.
+
+    The cache is extended in place by `feed` and `Batch.step`, so a row is spent once it has been fed.
+    """
+
+    state: MemoryState
+    ids: tuple[int, ...] = ()
+    cache: Cache | None = field(default=None, repr=False)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes held by the KV cache."""
+        if self.cache is None:
+            return 0
+        tensors = [t for layer in self.cache.layers for t in (layer.keys, layer.values) if t is not None]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def feed(model: DeltaMemModel, row: Row, pieces: Sequence[Piece]) -> tuple[Row, Tensor]:
+    """Prefills pieces after what the row holds already.
+
+    Returns:
+        The row after them, and float32 logits [V] after the last token.
+    """
+    assert any(p.ids for p in pieces), "there is nothing to feed"
+    logits: Tensor | None = None
+    for ids, write, spans in _forwards(pieces):
+        device = model.device
+        cache = row.cache
+        out = model(
+            input_ids=torch.tensor([ids], device=device),
+            past_key_values=cache,
+            state=row.state,
+            write=write[0] if len(set(write)) == 1 else torch.tensor([write], device=device),
+            spans=None if spans is None else torch.tensor([spans], device=device),
+            logits_to_keep=1,
+        )
+        row = replace(row, state=out.state, ids=row.ids + ids, cache=out.past_key_values)
+        logits = out.logits[0, -1].float()
+    return row, cast("Tensor", logits)
+
+
+_Forward = tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...] | None]
+
+
+def _forwards(pieces: Sequence[Piece]) -> list[_Forward]:
+    """Groups pieces into forwards: token writes together, up to a chunk; span writes one piece at a time."""
+    forwards: list[_Forward] = []
+    ids: tuple[int, ...] = ()
+    write: tuple[bool, ...] = ()
+    for piece in (*pieces, None):
+        if ids and (piece is None or piece.spans is not None):
+            for start in range(0, len(ids), PREFILL_CHUNK):
+                forwards.append((ids[start : start + PREFILL_CHUNK], write[start : start + PREFILL_CHUNK], None))
+            ids, write = (), ()
+        if piece is None or not piece.ids:
+            continue
+        if piece.spans is not None:
+            forwards.append((piece.ids, (piece.write,) * len(piece.ids), piece.spans))
+        else:
+            ids, write = ids + piece.ids, write + (piece.write,) * len(piece.ids)
+    return forwards
+
+
+def can_batch(rows: Sequence[Row]) -> bool:
+    """Whether the rows' caches can be joined: plain growing caches only, no sliding windows."""
+    return all(r.cache is not None and all(type(layer) is DynamicLayer for layer in r.cache.layers) for r in rows)
+
+
+class Batch:
+    """Rows that decode together, left-padded to the longest, one token each a step."""
+
+    def __init__(self, model: DeltaMemModel, rows: Sequence[Row]) -> None:
+        assert rows and (len(rows) == 1 or can_batch(rows)), "these rows cannot be joined"
+        self.model = model
+        self.ids = [list(r.ids) for r in rows]
+        self.state = MemoryState.stack([r.state for r in rows])
+        self.cache = cast("Cache", rows[0].cache) if len(rows) == 1 else _join(rows)
+        longest = max(len(r.ids) for r in rows)
+        self.mask = torch.zeros(len(rows), longest, dtype=torch.long, device=model.device)
+        for index, row in enumerate(rows):
+            self.mask[index, longest - len(row.ids) :] = 1
+
+    def step(self, tokens: Sequence[int], write: Sequence[bool]) -> Tensor:
+        """Feeds one token per row, written where `write` says so; float32 logits [B, V]."""
+        for ids, token in zip(self.ids, tokens, strict=True):
+            ids.append(token)
+        padded = len(self.ids) > 1
+        if padded:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.ids), 1)], 1)
+        out = self.model(
+            input_ids=torch.tensor([[t] for t in tokens], device=self.model.device),
+            attention_mask=self.mask if padded else None,
+            past_key_values=self.cache,
+            state=self.state,
+            write=write[0] if len(set(write)) == 1 else torch.tensor([[w] for w in write], device=self.model.device),
+            logits_to_keep=1,
+        )
+        self.state, self.cache = out.state, out.past_key_values
+        return cast("Tensor", out.logits[:, -1].float())
+
+    def row(self, index: int) -> Row:
+        """One row by itself, with its own part of the cache."""
+        ids = tuple(self.ids[index])
+        if len(self.ids) == 1:
+            return Row(self.state, ids, self.cache)
+        cache = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            keys, values = (t[index : index + 1, :, -len(ids) :].clone() for t in (layer.keys, layer.values))
+            cache.update(keys, values, number)
+        return Row(self.state.rows(index), ids, cache)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drops all rows but these."""
+        if len(indices) == len(self.ids):
+            return
+        if len(indices) == 1:
+            row = self.row(indices[0])
+            self.cache = cast("Cache", row.cache)
+            self.mask = self.mask.new_ones(1, len(row.ids))
+        else:
+            chosen = torch.tensor(indices, device=self.model.device)
+            self.cache.batch_select_indices(chosen)
+            self.mask = self.mask[chosen]
+        self.state = self.state.rows(indices)
+        self.ids = [self.ids[i] for i in indices]
+
+
+def _join(rows: Sequence[Row]) -> DynamicCache:
+    caches = [cast("Cache", r.cache) for r in rows]
+    longest = max(len(r.ids) for r in rows)
+    joined = DynamicCache()
+    for number in range(len(caches[0].layers)):
+        layers = [c.layers[number] for c in caches]
+        keys, values = (
+            torch.cat([pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors])
+            for tensors in ([x.keys for x in layers], [x.values for x in layers])
+        )
+        joined.update(keys, values, number)
+    return joined

@@ -1,0 +1,26 @@
+"""Which store a short description means."""
+
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from deltamem_agents.store.base import StateStore
+from deltamem_agents.store.memory import MemoryStore
+from deltamem_agents.store.sql import SQLStore
+
+
+def open_store(spec: StateStore | str | Path | None = None) -> StateStore:
+    """Opens a store.
+
+    Args:
+        spec: A store, which is returned as it is; "memory"; a database URL; a SQLite file; or None for the file
+            `sessions.db` in the user's data folder.
+
+    Raises:
+        StoreError: if it cannot be opened.
+    """
+    if spec is None:
+        return SQLStore(user_data_path("deltamem-agents") / "sessions.db")
+    if spec in ("memory", ":memory:"):
+        return MemoryStore()
+    return SQLStore(spec) if isinstance(spec, str | Path) else spec

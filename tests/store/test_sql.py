@@ -1,0 +1,298 @@
+"""What is particular to a store in a database file: what can go wrong with files, and what stays on the disk."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, inspect
+
+from deltamem_agents.errors import ConflictError, StoreError
+from deltamem_agents.store import Snapshot, SQLStore, migrations
+from deltamem_agents.store.tables import metadata
+
+Child = Callable[..., Snapshot]
+
+COMMIT = """
+import sys, uuid
+from datetime import UTC, datetime
+from deltamem_agents.errors import ConflictError
+from deltamem_agents.store import Entry, Snapshot, SQLStore
+
+def turn(parent, by):
+    entry = Entry(role="user", digest="d", message_id=by, text="{}", tokens=2, written=True)
+    return Snapshot(
+        id=uuid.uuid4().hex, parent=parent.id if parent else None, session="alice", thread="t", fingerprint="f",
+        turn=parent.turn + 1 if parent else 1, messages=parent.messages + 1 if parent else 1,
+        tokens=parent.tokens + 2 if parent else 2,
+        created_at=datetime.now(UTC), state=b"state", entries=(entry,), kind="turn",
+    )
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@contextmanager
+def on_connect(*pragmas: str) -> Iterator[None]:
+    """Runs pragmas on every new connection."""
+
+    def run(connection: Any, _: object) -> None:
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+
+    event.listen(Engine, "connect", run)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", run)
+
+
+def on_disk(folder: Path, text: str) -> list[str]:
+    """The files that hold the text."""
+    return [file.name for file in folder.iterdir() if text.encode() in file.read_bytes()]
+
+
+# Opening
+
+
+def test_the_file_is_set_up_as_intended(path: Path) -> None:
+    with SQLStore(path), closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert raw.execute("SELECT * FROM deltamem_meta").fetchall() == [("schema", "1")]
+
+
+def test_migrations_make_the_tables_that_queries_expect(path: Path) -> None:
+    assert list(migrations.MIGRATIONS) == list(range(1, migrations.LATEST + 1))
+    SQLStore(path).close()
+    found = inspect(create_engine(f"sqlite:///{path}"))
+    assert set(found.get_table_names()) == set(metadata.tables)
+    for name, table in metadata.tables.items():
+        assert [column["name"] for column in found.get_columns(name)] == list(table.c.keys())
+        assert found.get_pk_constraint(name)["constrained_columns"] == list(table.primary_key.columns.keys())
+
+
+def test_it_survives_reopening_and_odd_paths(tmp_path: Path, child: Child) -> None:
+    path = tmp_path / "a ?#%20 folder" / "é;.db"
+    turn = child(None, "alice", "hello")
+    with SQLStore(path) as store:
+        store.commit("alice", turn, expected=None)
+    with SQLStore(str(path)) as store:
+        assert store.snapshot(turn.id) == turn
+    assert path.is_file()
+
+
+def test_a_newer_schema_is_refused(path: Path) -> None:
+    SQLStore(path).close()
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("UPDATE deltamem_meta SET value = '7'")
+    with pytest.raises(StoreError, match=r"schema version 7, expected at most 1: .* upgrade"):
+        SQLStore(path)
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_text("a diary, not a database\n" * 100)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"store\.db is not a database: expected a SQLite file"):
+        SQLStore(path)
+    assert path.read_bytes() == before
+
+
+def test_another_programs_database_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("CREATE TABLE recipes (name)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="another program's database with tables recipes: expected"):
+        SQLStore(path)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_database(path: Path, child: Child) -> None:
+    with SQLStore(path) as store:
+        store.commit("alice", child(None, "alice", *("text" * 100 for _ in range(50))), expected=None)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with pytest.raises(StoreError, match="is damaged: expected a sound SQLite database"), SQLStore(path) as store:
+        store.line(store.sessions()[0].head or "")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened: expected a file"):
+        SQLStore(tmp_path)
+
+
+def test_a_path_below_a_file_is_refused(path: Path) -> None:
+    path.write_text("")
+    with pytest.raises(StoreError, match="cannot be used"):
+        SQLStore(path / "store.db")
+
+
+@pytest.mark.parametrize("url", ["nosuch://host/db", "://", "sqlite+nosuch:///x.db"])
+def test_bad_urls_are_refused(url: str) -> None:
+    with pytest.raises(StoreError, match="cannot be used"):
+        SQLStore(url)
+
+
+def test_errors_hide_the_password() -> None:
+    with pytest.raises(StoreError) as caught:
+        SQLStore("postgresql://me:secret@127.0.0.1:1/db")
+    assert "secret" not in str(caught.value)
+
+
+# Writing, when it cannot be done
+
+
+def test_a_read_only_store_reads_and_refuses_to_write(path: Path, child: Child) -> None:
+    turn = child(None, "alice", "hello")
+    with SQLStore(path) as store:
+        store.commit("alice", turn, expected=None)
+    with SQLStore(f"sqlite:///file:{path}?mode=ro&uri=true") as store:
+        assert store.snapshot(turn.id) == turn
+        with pytest.raises(StoreError, match="is read-only: expected a file and folder to write to"):
+            store.commit("alice", child(turn, "alice", "x"), expected=turn.id)
+        with pytest.raises(StoreError, match="is read-only"):
+            store.forget("alice")
+
+
+def test_a_locked_store_reads_and_refuses_to_write(path: Path, child: Child) -> None:
+    turn = child(None, "alice", "hello")
+    with SQLStore(path, timeout=0.1) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        store.commit("alice", turn, expected=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert store.snapshot(turn.id) == turn
+        with pytest.raises(StoreError, match="is locked: another process holds its write lock"):
+            store.commit("alice", child(turn, "alice", "x"), expected=turn.id)
+        other.execute("ROLLBACK")
+        store.commit("alice", child(turn, "alice", "x"), expected=turn.id)
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(path: Path, child: Child) -> None:
+    turn = child(None, "alice", "hello")
+    with SQLStore(path) as store:
+        store.commit("alice", turn, expected=None)
+    with on_connect("max_page_count=20"), SQLStore(path) as store:
+        big = child(turn, "alice", *("text" * 1000 for _ in range(20)))
+        with pytest.raises(StoreError, match="has no room left on its disk: nothing was written"):
+            store.commit("alice", big, expected=turn.id)
+        with pytest.raises(StoreError, match="not in this store"):
+            store.snapshot(big.id)
+        store.commit("alice", child(turn, "alice", "small"), expected=turn.id)
+
+
+def test_malformed_data_is_a_typed_error(path: Path, child: Child) -> None:
+    with SQLStore(path) as store:
+        for bad in (child(None, "alice", fingerprint="\ud800"), child(None, "alice", fingerprint=None)):
+            with pytest.raises(StoreError, match="well formed") as caught:
+                store.commit("alice", bad, expected=None)
+            assert not isinstance(caught.value, ConflictError)
+        assert store.sessions() == []
+
+
+# Several processes
+
+
+def test_processes_race_and_one_wins_each_round(path: Path) -> None:
+    race = """
+store, head = SQLStore(sys.argv[1]), None
+print("ready", flush=True)
+sys.stdin.readline()
+while head is None or head.turn < 30:
+    new = turn(head, sys.argv[2])
+    try:
+        store.commit("alice", new, expected=head.id if head else None)
+        print(new.turn)
+    except ConflictError:
+        pass
+    head = store.snapshot(store.session("alice").head)
+"""
+    command = [sys.executable, "-c", COMMIT + race, str(path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    racers: list[Any] = [subprocess.Popen([*command, str(number)], text=True, **pipes) for number in range(3)]
+    for racer in racers:  # all of them created the file and its tables at the same time, too
+        assert racer.stdout.readline() == "ready\n", racer.communicate()[1]
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    outputs = [racer.communicate(timeout=60) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0, 0], outputs
+    won = sorted(int(turn) for output, _ in outputs for turn in output.split())
+    with SQLStore(path) as store:
+        (info,) = store.sessions()
+        assert won == list(range(1, info.turns + 1))
+        line = store.line(info.head or "")
+        assert [snapshot.turn for snapshot in line] == won
+
+
+def test_a_process_killed_in_mid_transaction_leaves_the_store_as_it_was(path: Path, child: Child) -> None:
+    kill = """
+import os, signal
+from sqlalchemy import Engine, event
+
+@event.listens_for(Engine, "before_cursor_execute")
+def die(connection, cursor, statement, *rest):
+    if statement.startswith("UPDATE deltamem_sessions"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store = SQLStore(sys.argv[1])
+head = store.snapshot(store.session("alice").head)
+store.commit("alice", turn(head, "killed"), expected=head.id)
+"""
+    first = child(None, "alice", "hello")
+    with SQLStore(path) as store:
+        store.commit("alice", first, expected=None)
+    killed = subprocess.run([sys.executable, "-c", COMMIT + kill, str(path)], check=False, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    with SQLStore(path) as store, closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT count(*) FROM deltamem_snapshots").fetchone() == (1,)
+        assert raw.execute("SELECT count(*) FROM deltamem_entries").fetchone() == (1,)
+        store.commit("alice", child(first, "alice", "on"), expected=first.id)
+
+
+# Deleting for good
+
+
+def test_nothing_of_a_forgotten_session_is_left_on_the_disk(tmp_path: Path, path: Path, child: Child) -> None:
+    with SQLStore(path) as store:
+        heads: dict[str, Snapshot | None] = {"alice": None, "bob": None}
+        for number in range(40):  # interleaved, so that they share pages
+            for name, head in heads.items():
+                words = [f"{name}-secret-{number}-{i} " * (1 + number * i) for i in range(3)]
+                turn = child(head, name, *words, state=f"{name}-secret-state ".encode() * 500)
+                store.commit(name, turn, expected=head.id if head else None, drop_text_before=turn.messages - 30)
+                heads[name] = turn
+        assert on_disk(tmp_path, "alice")
+        store.forget("alice")
+        assert on_disk(tmp_path, "alice") == []
+        assert on_disk(tmp_path, "bob-secret")
+        wal = path.with_name("store.db-wal")
+        assert wal.stat().st_size == 0
+    assert on_disk(tmp_path, "alice") == []
+
+
+def test_dropped_text_leaves_the_disk_when_the_store_is_closed(tmp_path: Path, path: Path, child: Child) -> None:
+    with SQLStore(path) as store:
+        first = child(None, "alice", *(f"secret-{number}" * 50 for number in range(50)))
+        store.commit("alice", first, expected=None)
+        assert on_disk(tmp_path, "secret-1")
+        store.commit("alice", child(first, "alice", "x"), expected=first.id, drop_text_before=50)
+    assert on_disk(tmp_path, '"secret-') == []
+
+
+def test_forget_says_when_a_reader_holds_the_log(path: Path, child: Child) -> None:
+    turn = child(None, "alice", "secret")
+    with SQLStore(path, timeout=0.1) as store, closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        store.commit("alice", turn, expected=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM deltamem_entries").fetchall()
+        with pytest.raises(StoreError, match=r"deleted, but its bytes are still in .*store\.db-wal"):
+            store.forget("alice")
+        assert store.session("alice") is None
+        reader.execute("ROLLBACK")
