@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SessionNotFoundError,
         StateError,
         StoreError,
+        TrainingError,
         UnsupportedArchitectureError,
     )
     from deltamem_agents.generation import GenerationOptions
@@ -59,6 +60,7 @@ __all__ = [
     "StateError",
     "StateStore",
     "StoreError",
+    "TrainingError",
     "Transcript",
     "Turn",
     "UnsupportedArchitectureError",
@@ -72,7 +74,7 @@ _HOMES = {
     "backbone.bundled": "bundled_is_cached bundled_path",
     "config": "DeltaMemConfig Role",
     "engine": "DeltaMemEngine MemoryMode Transcript Turn Usage",
-    "errors": "AdapterError BackboneError ConfigError ConflictError ContextOverflowError DeltaMemError FingerprintError GenerationError MessageError SessionError SessionNotFoundError StateError StoreError UnsupportedArchitectureError",
+    "errors": "AdapterError BackboneError ConfigError ConflictError ContextOverflowError DeltaMemError FingerprintError GenerationError MessageError SessionError SessionNotFoundError StateError StoreError TrainingError UnsupportedArchitectureError",
     "generation": "GenerationOptions",
     "messages": "Message MessageLike",
     "state": "MemoryState",

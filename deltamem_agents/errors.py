@@ -13,7 +13,8 @@
     │   └── SessionNotFoundError   a session that does not exist                                   (LookupError)
     ├── StoreError             a store that cannot be opened, read or written                      (OSError)
     │   └── ConflictError      somebody else moved the session's head first
-    └── GenerationError        a generation that was asked for wrongly or broke down               (RuntimeError)
+    ├── GenerationError        a generation that was asked for wrongly or broke down               (RuntimeError)
+    └── TrainingError          a training run that cannot go on                                    (RuntimeError)
 
 Each message says what was found, what was expected, and what to do.
 """
@@ -73,3 +74,7 @@ class ConflictError(StoreError):
 
 class GenerationError(DeltaMemError, RuntimeError):
     """A generation that was asked for wrongly, or that broke down."""
+
+
+class TrainingError(DeltaMemError, RuntimeError):
+    """A training run that cannot go on."""

@@ -81,13 +81,17 @@ class DeltaMemLayer(nn.Module):
         Returns:
             Reads, float32 [B, T, N·r], and the new state, float32 [B, N, r, r], under autocast too.
         """
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self._forward(hidden, state, write, spans)
+        if torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self._forward(hidden, state, write, spans)
+        return self._forward(hidden, state, write, spans)
 
     def _forward(
         self, hidden: Tensor, state: Tensor, write: Tensor | bool, spans: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        projected = F.linear(hidden.to(self.in_proj.dtype), self.in_proj)
+        in_proj = self.in_proj
+        only_read = write is False or spans is not None
+        projected = F.linear(hidden.to(in_proj.dtype), in_proj[: self.config.width] if only_read else in_proj)
         if (write is False or spans is None) and self._fused(projected, state):
             return native_gated_delta_rule(
                 projected,
@@ -116,6 +120,19 @@ class DeltaMemLayer(nn.Module):
         out = F.linear(reads.to(delta.dtype), delta) * self._scale(projection)
         if projection == "o" and self.config.delta_o_rmsnorm:
             out = F.rms_norm(out, out.shape[-1:], self.delta_o_rmsnorm_weight, self.config.delta_o_rmsnorm_eps)
+        return out
+
+    def correct(self, projection: Projection, out: Tensor, reads: Tensor) -> Tensor:
+        """`out` + s·Δ ρ, [B, T, out features], in the dtype of `out`; written into `out` when no gradient is wanted."""
+        delta, config = self.delta[projection], self.config
+        if (
+            torch.is_grad_enabled()
+            or config.trainable_delta_scale != "off"
+            or (projection == "o" and config.delta_o_rmsnorm)
+            or not (out.dtype == reads.dtype == delta.dtype and out.is_contiguous())
+        ):
+            return out + self.correction(projection, reads).to(out.dtype)
+        out.view(-1, out.shape[-1]).addmm_(reads.view(-1, reads.shape[-1]), delta.t(), alpha=config.scale)
         return out
 
     def _fused(self, projected: Tensor, state: Tensor) -> bool:

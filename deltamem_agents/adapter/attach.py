@@ -33,6 +33,8 @@ class MemoryPass:
     """Which tokens are written, bool [B, T], or one bool for all."""
     spans: Tensor | None
     """long [B, T], spans of tokens that make one write, or None for token writes."""
+    needs_grad: bool
+    """Whether gradients were on where the forward began."""
     new: list[Tensor | None] = field(default_factory=list)
     """Per layer, the state after the forward, float32 [B, N, r, r]."""
 
@@ -68,21 +70,22 @@ def find_attention(backbone: nn.Module) -> dict[str, AttentionSite]:
     decoder: nn.Module = backbone.get_decoder() if isinstance(backbone, PreTrainedModel) else backbone  # type: ignore[no-untyped-call]
     prefix = next((f"{name}." if name else "" for name, m in backbone.named_modules() if m is decoder), "")
     sites: dict[str, AttentionSite] = {}
-    passed_over = "none at all"
+    passed_over = ""
     for name, module in decoder.named_modules():
         if not name.endswith(("attn", "attention", "self_attention")):
             continue
         path = prefix + name
         output_name = next((o for o in OUTPUT_NAMES if _is_linear(getattr(module, o, None))), None)
         if output_name is None:
-            passed_over = f"{path} ({type(module).__name__}) with {', '.join(n for n, _ in module.named_children())}"
+            children = ", ".join(child for child, _ in module.named_children())
+            passed_over = passed_over or (children and f"{path} ({type(module).__name__}) with {children}")
             continue
         shape = _shape(path, module, output_name)
         sites[path] = AttentionSite(path, int(getattr(module, "layer_idx", len(sites))), module, shape, output_name)
     if not sites:
         raise UnsupportedArchitectureError(
             f"{type(backbone).__name__} has no attention modules with linear q_proj, k_proj, v_proj (or qkv_proj) and "
-            f"{' or '.join(OUTPUT_NAMES)}, but {passed_over}: delta-mem cannot be attached to this kind of model"
+            f"{' or '.join(OUTPUT_NAMES)}, but {passed_over or 'none at all'}: delta-mem cannot be attached to this kind of model"
         )
     return sites
 
@@ -172,6 +175,11 @@ class AttachedLayer:
         self.reads.value = None
         if not isinstance(bound, MemoryPass):
             return None
+        if bound.needs_grad and not torch.is_grad_enabled():
+            raise AdapterError(
+                f"{self.site.path} runs without gradients inside a forward that has them: reentrant gradient checkpointing "
+                "would lose those of the memory; use gradient_checkpointing_enable({'use_reentrant': False})"
+            )
         hidden = kwargs.get("hidden_states", args[0] if args else None)
         if not isinstance(hidden, Tensor):
             raise UnsupportedArchitectureError(f"{self.site.path} was called without hidden_states: not supported")
@@ -200,7 +208,7 @@ class AttachedLayer:
         reads = self.reads.value
         if reads is None:
             return out
-        return out + self.layer.correction(projection, reads).to(out.dtype)
+        return self.layer.correct(projection, out, reads)
 
     def _correct_packed(self, module: nn.Module, args: object, out: Tensor) -> Tensor:
         reads = self.reads.value

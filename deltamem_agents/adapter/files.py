@@ -117,6 +117,7 @@ def write_adapter(path: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]
             "config": config.model_dump(mode="json"),
         }
         (staging / CONFIG_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        (staging / WEIGHTS_FILE).chmod((staging / CONFIG_FILE).stat().st_mode)  # safetensors makes it private
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(staging / name, path / name)
     finally:

@@ -97,7 +97,7 @@ class DeltaMemModel(nn.Module):
 
         Raises:
             StateError: state, attention_mask, write or spans do not belong to these rows, this adapter or this device.
-            AdapterError: the model was detached.
+            AdapterError: the model was detached, or gradients are checkpointed in the reentrant way.
             UnsupportedArchitectureError: the backbone does not hand keyword arguments to its attention modules.
         """
         if not self._attached:
@@ -123,7 +123,7 @@ class DeltaMemModel(nn.Module):
         if isinstance(logits_to_keep, int) and logits_to_keep > 0:
             # positions as a tensor: the slice an int gives is strided, and a strided batch has lm_head copy its weight
             logits_to_keep = torch.arange(max(tokens - logits_to_keep, 0), tokens, device=input_ids.device)
-        bound = MemoryPass(state.tensor, write, spans, [None] * len(self._attached))
+        bound = MemoryPass(state.tensor, write, spans, torch.is_grad_enabled(), [None] * len(self._attached))
         output = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message
 
-
 MARK = "\ue000"  # a private-use character: put behind each content, it shows where the template puts the content's end
 
 
@@ -91,16 +90,14 @@ class ChatTemplate:
         A conversation cut after a message shows what closes it. Its text need not be how the whole conversation starts:
         templates strip the thinking from earlier turns, so the end is looked for behind the message's own content.
         """
-        marked = [m.model_copy(update={"content": f"{m.content.rstrip()}{MARK}"}) for m in messages]
+        marked = [_marked(m) for m in messages]
         parts = self._text_if_accepted(marked).split(MARK)
         texts = [self._text_if_accepted(marked[: n + 1]) for n in range(len(messages) - 1)]
         if len(parts) != len(messages) + 1 or "".join(parts) != whole:  # the mark changed what the template does
             return [_common_prefix(self._text_if_accepted(messages[: n + 1]), whole) for n in range(len(messages) - 1)]
-        contents = list(accumulate(len(part) for part in parts[:-2]))
-        return [
-            end + _common_prefix(text.rpartition(MARK)[2] if MARK in text else "", whole[end:])
-            for text, end in zip(texts, contents, strict=True)
-        ]
+        contents = accumulate(len(part) for part in parts[:-2])
+        closings = (text.rpartition(MARK)[2] if MARK in text else "" for text in texts)
+        return [end + _common_prefix(closing, whole[end:]) for end, closing in zip(contents, closings, strict=True)]
 
     def _preamble(self, head: Message) -> str:
         """What the template puts before the first message: a default system prompt, a start token."""
@@ -111,6 +108,12 @@ class ChatTemplate:
             if after.startswith(before) and again and first.endswith(again):
                 return first[: -len(again)]
         return ""
+
+
+def _marked(message: Message) -> Message:
+    """With the mark behind its content, but before trailing space, which some templates strip."""
+    bare = message.content.rstrip()
+    return message.model_copy(update={"content": f"{bare}{MARK}{message.content[len(bare) :]}"})
 
 
 def _common_prefix(a: str, b: str) -> int:

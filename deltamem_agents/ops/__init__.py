@@ -23,7 +23,7 @@ def runs_native(*tensors: Tensor) -> bool:
     """Whether the compiled CPU loops can serve these tensors: float32, on the CPU, outside of torch.compile."""
     return (
         not torch.compiler.is_compiling()
-        and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+        and all(x.dtype == torch.float32 and x.is_cpu for x in tensors)
         and native_available()
     )
 

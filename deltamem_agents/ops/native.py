@@ -29,7 +29,7 @@ def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dty
     """The compiled loops check no bounds, so every argument is checked here."""
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
-    if tensor.dtype != dtype or tensor.device.type != "cpu":
+    if tensor.dtype != dtype or not tensor.is_cpu:
         raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}, the native scan needs {dtype} on the CPU")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(f"{name} requires a gradient, the native scan has none: use no_grad or chunked_delta_rule")
@@ -104,7 +104,7 @@ def native_gated_delta_rule(
     kinds = 2 if gate_bias.numel() == 2 * gates else 1
     _require("state", state, (batch, heads, rank, rank))
     _require("gate_bias", gate_bias, (kinds * gates,))
-    _require("projected", projected, (batch, tokens, 3 * width + kinds * gates))
+    _require("projected", projected, (batch, tokens, 3 * width + kinds * gates if writes else projected.shape[-1]))
     if writable is not None:
         _require("writable", writable, (batch, tokens), torch.bool)
     reads = torch.empty(batch, tokens, heads, rank)

@@ -1,12 +1,13 @@
 """What a store promises, whichever way it keeps its data, and the errors that all of them raise alike."""
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from deltamem_agents.errors import ConflictError, SessionError, SessionNotFoundError, StoreError
 from deltamem_agents.store.records import SessionInfo, Snapshot
 
 
+@runtime_checkable
 class StateStore(Protocol):
     """Snapshots as commits, sessions as branches: a session's line is its head and the head's ancestors.
 

@@ -1,6 +1,6 @@
 """Training an adapter to recall what it was told.
 
-    python -m deltamem_agents.train.recall --output runs/default --steps 1200
+    python -m deltamem_agents.train runs/default
 
 The backbone stays frozen. An episode's earlier messages are written into the memory; then a question is answered with
 those messages not in the prompt. Cross entropy on the answer teaches recall; rows with unrelated prompts, held to the
@@ -25,12 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.config import DeltaMemConfig
-from deltamem_agents.errors import ConfigError
+from deltamem_agents.errors import ConfigError, TrainingError
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.train.batches import answer_rows, write_memories
 from deltamem_agents.train.episodes import Episode, EpisodeMix, draw_episode
-from deltamem_agents.train.facts import SMALL_TALK, Values, training_vocabulary
+from deltamem_agents.train.facts import ATTRIBUTES, SMALL_TALK, Values, training_vocabulary
 
 
 class Recipe(BaseModel):
@@ -38,7 +38,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = 1200
+    steps: int = 1300
     """Optimiser steps."""
     batch: int = 16
     """Recall episodes a step."""
@@ -75,6 +75,8 @@ class Unrelated:
 
     prompt: Message
     reply: str
+    untold: bool
+    """Whether it asks for a fact: then it is put to an empty memory, which must not make one up."""
 
 
 class RecallTrainer:
@@ -95,17 +97,18 @@ class RecallTrainer:
         self.unrelated: list[Unrelated] = []
         output.mkdir(parents=True, exist_ok=True)
 
-    def run(self) -> None:
-        """Trains to the last step, logging to `log.jsonl` and checkpointing as it evaluates."""
+    def run(self, *, until: int | None = None) -> None:
+        """Trains to the last step, or to step `until`, logging to `log.jsonl` and checkpointing as it evaluates."""
         self._resume()
-        while self.step < self.recipe.steps:
+        last = min(until or self.recipe.steps, self.recipe.steps)
+        while self.step < last:
             started = time.monotonic()
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.rate(self.step)
             losses = self._train_step()
             self.step += 1
             record: dict[str, float] = {"step": self.step, **losses, "seconds": time.monotonic() - started}
-            if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
+            if self.step % self.recipe.evaluate_every == 0 or self.step == last:
                 record |= self.evaluate()
                 self._checkpoint()
             with (self.output / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -129,7 +132,10 @@ class RecallTrainer:
             loss = loss + recipe.unrelated_weight * drift
             losses["unrelated_loss"] = drift.item()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {self.step}: the last checkpoint is still good")
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.step}, expected a finite number: the last checkpoint is still "
+                "good; go on from it with a lower learning rate"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.adapter.parameters(), 1.0)
@@ -156,6 +162,8 @@ class RecallTrainer:
             self.unrelated = self._plain_replies()
         chosen = [self.rng.choice(self.unrelated) for _ in range(count)]
         prompts, replies = [u.prompt for u in chosen], [u.reply for u in chosen]
+        told = torch.tensor([not u.untold and self.rng.random() < 0.7 for u in chosen])
+        state = MemoryState(state.tensor * told.view(-1, 1, 1, 1, 1))
         with torch.no_grad():
             plain, targets = self._answer_logits(prompts, replies, self.model.zero_state(count))
         logits, _ = self._answer_logits(prompts, replies, state)
@@ -165,11 +173,12 @@ class RecallTrainer:
 
     @torch.no_grad()
     def _plain_replies(self, statements: int = 60, length: int = 20) -> list[Unrelated]:
-        """The plain backbone's greedy replies to small talk and to statements of facts."""
+        """The plain backbone's greedy replies to small talk, to statements of facts and to questions for them."""
         rng = random.Random(self.recipe.seed)
         mix = EpisodeMix(facts=(1,), open_share=0.3)
         told = [draw_episode(mix, self.values, rng, split="train").earlier[0].content for _ in range(statements)]
-        prompts = [Message(role="user", content=text) for text in (*SMALL_TALK, *told)]
+        asked = [q for attribute in ATTRIBUTES for q in attribute.phrasings("train")[1]]
+        prompts = [Message(role="user", content=text) for text in (*SMALL_TALK, *told, *asked)]
         rows = answer_rows(self.template, [[p] for p in prompts], [""] * len(prompts), roles=())
         ids, mask = rows.ids[:, :-1], rows.mask[:, :-1]  # without the end of the empty answer
         backbone, tokenizer = self.model.backbone, self.template.tokenizer
@@ -177,7 +186,7 @@ class RecallTrainer:
             input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.eos_token_id
         )
         replies = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        return [Unrelated(p, r) for p, r in zip(prompts, replies, strict=True) if r.strip()]
+        return [Unrelated(p, r, p.content in asked) for p, r in zip(prompts, replies, strict=True) if r.strip()]
 
     @torch.no_grad()
     def evaluate(self, episodes: int = 32) -> dict[str, float]:

@@ -1,0 +1,5 @@
+"""The command line: `deltamem`."""
+
+from deltamem_agents.cli.app import app
+
+__all__ = ["app"]

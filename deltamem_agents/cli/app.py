@@ -1,0 +1,46 @@
+"""The commands of `deltamem`, and the one place where their errors are shown."""
+
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from deltamem_agents.cli import evaluate, sessions
+from deltamem_agents.cli.bench import bench
+from deltamem_agents.cli.chat import chat
+from deltamem_agents.cli.console import show_error
+from deltamem_agents.cli.demo import demo
+from deltamem_agents.cli.pull import pull
+from deltamem_agents.errors import DeltaMemError
+
+
+class Commands(TyperGroup):
+    """Commands whose own errors end in one red message and exit code 1, or in a traceback with `--debug`."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except DeltaMemError as error:
+            if ctx.params["debug"]:
+                raise
+            show_error(error)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def deltamem(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Online memory for agents on frozen Hugging Face models."""
+
+
+app.command()(chat)
+app.add_typer(sessions.app, name="sessions")
+app.command()(pull)
+app.command()(demo)
+app.command()(bench)
+app.add_typer(evaluate.app, name="evaluate")

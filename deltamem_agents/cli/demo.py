@@ -1,0 +1,98 @@
+"""`deltamem demo`: a LangChain agent is told facts, its process ends, and a new one answers from the memory state alone."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from langchain_deltamem import ChatDeltaMem
+
+FACTS = ("My name is Maya.", "I live in Lisbon.", "My dog is called Biscuit.")
+SMALL_TALK = ("Good morning!", "I slept badly last night.")
+SAID = (SMALL_TALK[0], FACTS[0], FACTS[1], SMALL_TALK[1], FACTS[2])
+SOMEBODY_ELSE = ("My name is Oscar.", "I live in Warsaw.", "My dog is called Shadow.")
+QUESTIONS = ("What is my name?", "Where do I live?", "What is my dog's name?")
+LENGTH = 24
+
+console = Console(width=100, highlight=False)
+
+
+def demo(
+    part: Annotated[str, typer.Option(hidden=True)] = "all",
+    store: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Tells an agent three facts, ends the process, and asks for them in a new one."""
+    if part == "tell":
+        _tell(_model(store))
+    elif part == "ask":
+        _ask(_model(store))
+    else:
+        from deltamem_agents.backbone.bundled import bundled_path
+
+        bundled_path()
+        with tempfile.TemporaryDirectory() as folder:
+            for step in ("tell", "ask"):
+                path = str(Path(folder) / "sessions.db")
+                run = subprocess.run([sys.executable, "-m", "deltamem_agents.cli", "demo", "--part", step, "--store", path])
+                if run.returncode:
+                    raise typer.Exit(run.returncode)
+
+
+def _model(store: Path | None) -> "ChatDeltaMem":
+    from langchain_deltamem import ChatDeltaMem
+
+    return ChatDeltaMem(store=store, max_new_tokens=LENGTH)
+
+
+def _say(model: "ChatDeltaMem", session: str, text: str) -> str:
+    """One turn of a LangChain agent that is handed nothing but this message and the name of the session."""
+    from langchain.agents import create_agent
+
+    agent = create_agent(model, tools=[])
+    config = {"configurable": {"session_id": session}}
+    return str(agent.invoke({"messages": [("user", text)]}, config)["messages"][-1].content)  # type: ignore[call-overload]
+
+
+def _tell(model: "ChatDeltaMem") -> None:
+    import os
+
+    console.print(f"[bold]Process 1[/] (pid {os.getpid()}): Maya talks to the agent, session \"maya\"")
+    for text in SAID:
+        console.print(f"  [cyan]Maya[/]   {text}")
+        console.print(f"  [green]agent[/]  {_say(model, 'maya', text)}")
+    for text in SOMEBODY_ELSE:
+        _say(model, "oscar", text)
+    console.print("  (Oscar, another user, told three facts about himself in session \"oscar\".)")
+    model.get_engine().close()
+    console.print("The process ends.\n")
+
+
+def _ask(model: "ChatDeltaMem") -> None:
+    import os
+
+    console.print(f"[bold]Process 2[/] (pid {os.getpid()}): a new process, an empty history, nothing of Maya's in the prompt")
+    alone = model.model_copy(update={"recent_messages": 0, "memory": "read"})
+    frozen = model.model_copy(update={"memory": "off"})
+    table = Table("question", "with Maya's memory", "frozen model, no memory", "with Oscar's memory")
+    started = time.monotonic()
+    for question in QUESTIONS:
+        table.add_row(question, _say(alone, "maya", question), _say(frozen, "maya", question), _say(alone, "oscar", question))
+    seconds = (time.monotonic() - started) / (3 * len(QUESTIONS))
+    console.print(table)
+    engine = model.get_engine()
+    turn = engine.generate(
+        [{"role": "user", "content": QUESTIONS[0]}], session="maya", memory="read", recent_messages=0, max_new_tokens=LENGTH
+    )
+    told = engine.store.session("maya")
+    assert told is not None
+    console.print(
+        f"Maya's memory: {told.state_bytes:,} bytes after {told.turns} turns. Prompt: {turn.usage.prompt_tokens} tokens, "
+        f"system prompt and question. {seconds:.1f} s an answer on this machine's CPU."
+    )
