@@ -70,21 +70,62 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapter": "DeltaMemAdapter DeltaMemModel DeltaMemOutput",
-    "backbone.bundled": "bundled_is_cached bundled_path",
-    "config": "DeltaMemConfig Role",
-    "engine": "DeltaMemEngine MemoryMode Transcript Turn Usage",
-    "errors": "AdapterError BackboneError ConfigError ConflictError ContextOverflowError DeltaMemError FingerprintError GenerationError MessageError SessionError SessionNotFoundError StateError StoreError TrainingError UnsupportedArchitectureError",
-    "generation": "GenerationOptions",
-    "messages": "Message MessageLike",
-    "state": "MemoryState",
-    "store": "MemoryStore SessionInfo Snapshot SQLStore StateStore",
+    "adapter": (
+        "DeltaMemAdapter",
+        "DeltaMemModel",
+        "DeltaMemOutput",
+    ),
+    "backbone.bundled": (
+        "bundled_is_cached",
+        "bundled_path",
+    ),
+    "config": (
+        "DeltaMemConfig",
+        "Role",
+    ),
+    "engine": (
+        "DeltaMemEngine",
+        "MemoryMode",
+        "Transcript",
+        "Turn",
+        "Usage",
+    ),
+    "errors": (
+        "AdapterError",
+        "BackboneError",
+        "ConfigError",
+        "ConflictError",
+        "ContextOverflowError",
+        "DeltaMemError",
+        "FingerprintError",
+        "GenerationError",
+        "MessageError",
+        "SessionError",
+        "SessionNotFoundError",
+        "StateError",
+        "StoreError",
+        "TrainingError",
+        "UnsupportedArchitectureError",
+    ),
+    "generation": ("GenerationOptions",),
+    "messages": (
+        "Message",
+        "MessageLike",
+    ),
+    "state": ("MemoryState",),
+    "store": (
+        "MemoryStore",
+        "SessionInfo",
+        "Snapshot",
+        "SQLStore",
+        "StateStore",
+    ),
 }
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name when it is first used: torch and transformers take seconds, and not every command needs them."""
+    """Imports a public name when it is first used: torch takes seconds, and not every command needs it."""
     for module, names in _HOMES.items():
-        if name in names.split():
+        if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

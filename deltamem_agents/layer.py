@@ -132,7 +132,7 @@ class DeltaMemLayer(nn.Module):
             or not (out.dtype == reads.dtype == delta.dtype and out.is_contiguous())
         ):
             return out + self.correction(projection, reads).to(out.dtype)
-        out.view(-1, out.shape[-1]).addmm_(reads.view(-1, reads.shape[-1]), delta.t(), alpha=config.scale)
+        out.view(-1, out.shape[-1]).addmm_(reads.reshape(-1, reads.shape[-1]), delta.t(), alpha=config.scale)
         return out
 
     def _fused(self, projected: Tensor, state: Tensor) -> bool:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from deltamem_agents.config import Role
 from deltamem_agents.errors import MessageError
@@ -22,6 +22,15 @@ class Message(BaseModel):
     """The text."""
     id: str | None = None
     """The caller's name for this message, if it has one; the same id is the same message."""
+
+    @field_validator("content", "id")
+    @classmethod
+    def _is_unicode(cls, text: str | None) -> str | None:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"not Unicode text, {error.reason} (character {error.start})") from error
+        return text
 
     def digest(self) -> str:
         """Identifies role and content, for aligning histories."""
@@ -40,6 +49,9 @@ def as_messages(messages: Sequence[MessageLike]) -> list[Message]:
     if isinstance(messages, str | Mapping | Message):
         found = type(messages).__name__
         raise MessageError(f"messages must be a sequence of messages, got a single {found}: wrap it in a list")
+    if not isinstance(messages, Iterable):
+        found = type(messages).__name__
+        raise MessageError(f"messages must be a sequence of messages, got {found}: give a list of messages")
     converted = []
     for position, message in enumerate(messages):
         if isinstance(message, Message):

@@ -85,7 +85,8 @@ def find_attention(backbone: nn.Module) -> dict[str, AttentionSite]:
     if not sites:
         raise UnsupportedArchitectureError(
             f"{type(backbone).__name__} has no attention modules with linear q_proj, k_proj, v_proj (or qkv_proj) and "
-            f"{' or '.join(OUTPUT_NAMES)}, but {passed_over or 'none at all'}: delta-mem cannot be attached to this kind of model"
+            f"{' or '.join(OUTPUT_NAMES)}, but {passed_over or 'none at all'}: delta-mem cannot be attached "
+            "to this kind of model"
         )
     return sites
 
@@ -177,8 +178,8 @@ class AttachedLayer:
             return None
         if bound.needs_grad and not torch.is_grad_enabled():
             raise AdapterError(
-                f"{self.site.path} runs without gradients inside a forward that has them: reentrant gradient checkpointing "
-                "would lose those of the memory; use gradient_checkpointing_enable({'use_reentrant': False})"
+                f"{self.site.path} runs without gradients inside a forward that has them: reentrant gradient "
+                "checkpointing would lose those of the memory, set use_reentrant=False"
             )
         hidden = kwargs.get("hidden_states", args[0] if args else None)
         if not isinstance(hidden, Tensor):

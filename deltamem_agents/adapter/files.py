@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -101,13 +102,17 @@ def write_adapter(path: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]
     A crash before the first move leaves the old files whole; one between the two moves is found by `read_adapter`.
 
     Raises:
-        AdapterError: a tensor holds values that are not finite, or that the storage dtype cannot hold.
+        AdapterError: a tensor holds values that are not finite, or that the storage dtype cannot hold; or the folder
+            cannot be written.
     """
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{name} as {tensor.dtype} holds values that are not finite: not saved")
-    path.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=path, prefix=".saving-"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path, prefix=".saving-"))
+    except OSError as error:
+        raise AdapterError(f"the adapter cannot be saved in {path}: {error}") from error
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, staging / WEIGHTS_FILE)
         data = {
@@ -120,6 +125,8 @@ def write_adapter(path: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]
         (staging / WEIGHTS_FILE).chmod((staging / CONFIG_FILE).stat().st_mode)  # safetensors makes it private
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(staging / name, path / name)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"the adapter cannot be saved in {path}: {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,24 +31,37 @@ def load_backbone(
             `quantization_config`.
 
     Raises:
-        BackboneError: there is no such model, or it cannot be loaded.
+        BackboneError: there is no such model, it cannot be loaded, or weights are missing in it.
         UnsupportedArchitectureError: it is no causal LM.
     """
     path = bundled_path() if model == BUNDLED else model
     if isinstance(path, Path) and not path.is_dir():
         raise BackboneError(f"no model at {path}: expected a folder with a config.json, or a hub id like owner/name")
+    options = {"dtype": dtype, **(model_kwargs or {})}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        backbone = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **(model_kwargs or {}))
+        loaded: object = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        backbone, found = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+        backbone = (backbone if device is None else backbone.to(device)).eval()  # type: ignore[arg-type]
     except ValueError as error:
         raise UnsupportedArchitectureError(f"{model} is not a causal LM that transformers can load: {error}") from error
-    except (OSError, RuntimeError, TypeError) as error:
+    except Exception as error:  # transformers, safetensors and torch raise anything, bare Exceptions too
+        raise _unloadable(model, "model", error) from error
+    if missing := sorted(found["missing_keys"]):
         raise BackboneError(
-            f"{model} could not be loaded ({type(error).__name__}: {error}): check the name, the folder's files, or the network"
-        ) from error
-    if device is not None:
-        backbone = backbone.to(device)
-    return backbone.eval(), tokenizer
+            f"{model} has no weights for {len(missing)} parameters of its architecture, such as {missing[0]}, and they "
+            "would be random: expected a complete checkpoint of a causal LM; check the folder's files"
+        )
+    try:
+        return backbone, AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise _unloadable(model, "tokenizer", error) from error
+
+
+def _unloadable(model: str | Path, part: str, error: Exception) -> BackboneError:
+    return BackboneError(
+        f"the {part} of {str(model)!r} could not be loaded ({type(error).__name__}: {error}): check the name, the "
+        "folder's files, the device, or the network"
+    )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -57,12 +71,23 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def context_length(backbone: PreTrainedModel) -> int:
-    """How many tokens the backbone can attend to."""
-    return int(backbone.config.get_text_config().max_position_embeddings)
+    """How many tokens the backbone can attend to.
+
+    Raises:
+        UnsupportedArchitectureError: its config doesn't say.
+    """
+    length = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise UnsupportedArchitectureError(
+            f"the config of {type(backbone).__name__} has max_position_embeddings={length!r}, expected how many tokens "
+            "the model can attend to: set it in the model's config"
+        )
+    return length
 
 
 def end_tokens(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Token ids that end a reply: the generation config's and the tokenizer's."""
-    configured = backbone.generation_config.eos_token_id if backbone.generation_config is not None else None
+    settings = backbone.generation_config
+    configured = settings.eos_token_id if settings is not None else None  # type: ignore[redundant-expr]
     ends = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ends, tokenizer.eos_token_id] if i is not None)

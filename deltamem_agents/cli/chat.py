@@ -137,7 +137,10 @@ class Conversation:
 
     def _forget(self) -> None:
         info = self._info()
-        note(f"Delete session {self.session!r} ({count(info.turns if info else 0, 'turn')}) for good? [y/N]")
+        if info is None:
+            note("There is nothing to forget yet.")
+            return
+        note(f"Delete session {self.session!r} ({count(info.turns, 'turn')}) for good? [y/N]")
         if (self._read() or "").lower() in ("y", "yes"):
             self.engine.forget(self.session)
             note("Forgotten.")

@@ -1,5 +1,6 @@
-"""`deltamem demo`: a LangChain agent is told facts, its process ends, and a new one answers from the memory state alone."""
+"""`deltamem demo`: a LangChain agent is told facts, its process ends, a new one answers from the memory state alone."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,10 +40,9 @@ def demo(
         bundled_path()
         with tempfile.TemporaryDirectory() as folder:
             for step in ("tell", "ask"):
-                path = str(Path(folder) / "sessions.db")
-                run = subprocess.run([sys.executable, "-m", "deltamem_agents.cli", "demo", "--part", step, "--store", path])
-                if run.returncode:
-                    raise typer.Exit(run.returncode)
+                command = [sys.executable, "-m", "deltamem_agents.cli", "demo", "--part", step, "--store"]
+                if failed := subprocess.run([*command, str(Path(folder) / "sessions.db")]).returncode:
+                    raise typer.Exit(failed)
 
 
 def _model(store: Path | None) -> "ChatDeltaMem":
@@ -61,8 +61,6 @@ def _say(model: "ChatDeltaMem", session: str, text: str) -> str:
 
 
 def _tell(model: "ChatDeltaMem") -> None:
-    import os
-
     console.print(f"[bold]Process 1[/] (pid {os.getpid()}): Maya talks to the agent, session \"maya\"")
     for text in SAID:
         console.print(f"  [cyan]Maya[/]   {text}")
@@ -75,24 +73,22 @@ def _tell(model: "ChatDeltaMem") -> None:
 
 
 def _ask(model: "ChatDeltaMem") -> None:
-    import os
-
-    console.print(f"[bold]Process 2[/] (pid {os.getpid()}): a new process, an empty history, nothing of Maya's in the prompt")
+    console.print(f"[bold]Process 2[/] (pid {os.getpid()}): new, an empty history; only the question is in the prompt")
     alone = model.model_copy(update={"recent_messages": 0, "memory": "read"})
     frozen = model.model_copy(update={"memory": "off"})
     table = Table("question", "with Maya's memory", "frozen model, no memory", "with Oscar's memory")
     started = time.monotonic()
     for question in QUESTIONS:
-        table.add_row(question, _say(alone, "maya", question), _say(frozen, "maya", question), _say(alone, "oscar", question))
+        asked = ((alone, "maya"), (frozen, "maya"), (alone, "oscar"))
+        table.add_row(question, *(_say(model, session, question) for model, session in asked))
     seconds = (time.monotonic() - started) / (3 * len(QUESTIONS))
     console.print(table)
     engine = model.get_engine()
-    turn = engine.generate(
-        [{"role": "user", "content": QUESTIONS[0]}], session="maya", memory="read", recent_messages=0, max_new_tokens=LENGTH
-    )
+    first = [{"role": "user", "content": QUESTIONS[0]}]
+    turn = engine.generate(first, session="maya", memory="read", recent_messages=0, max_new_tokens=LENGTH)
     told = engine.store.session("maya")
     assert told is not None
     console.print(
-        f"Maya's memory: {told.state_bytes:,} bytes after {told.turns} turns. Prompt: {turn.usage.prompt_tokens} tokens, "
-        f"system prompt and question. {seconds:.1f} s an answer on this machine's CPU."
+        f"Maya's memory: {told.state_bytes:,} bytes after {told.turns} turns. "
+        f"Prompt: {turn.usage.prompt_tokens} tokens, system prompt and question. {seconds:.1f} s an answer."
     )

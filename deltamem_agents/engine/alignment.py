@@ -25,6 +25,8 @@ def align(messages: Sequence[Message], ledger: Sequence[Entry]) -> Aligned:
     2. Else the longest run of messages that equals the end of the ledger marks it, wherever it stands.
     3. Else everything is new: memory may hold a thing twice, it never loses one.
 
+    Ids that the ledger doesn't know prove nothing: some frameworks give the same message a new one at every call.
+
     Args:
         messages: what the caller passes: the full history, a trimmed one, or only what is new.
         ledger: the end of the session's ledger, at least as long as `messages`.
@@ -33,21 +35,23 @@ def align(messages: Sequence[Message], ledger: Sequence[Entry]) -> Aligned:
     point = _after_known_id(spoken, ledger)
     if point is None:
         point = _after_longest_run(spoken, ledger)
-    known = {entry.digest for entry in ledger}
-    unknown = [m for m in spoken[:point] if m.digest() not in known]
+    known = {entry.digest for entry in ledger} | {entry.message_id for entry in ledger}
+    unknown = [m for m in spoken[:point] if m.digest() not in known and (m.id is None or m.id not in known)]
     shown = [m for m in messages if m.role == "system"] + unknown
     return Aligned(tuple(shown), tuple(spoken[point:]))
 
 
 def _after_known_id(spoken: Sequence[Message], ledger: Sequence[Entry]) -> int | None:
     places = {entry.message_id: place for place, entry in enumerate(ledger) if entry.message_id is not None}
-    for index in range(len(spoken) - 1, -1, -1):
-        if spoken[index].id in places:
-            place = places[spoken[index].id] + 1
-            point = index + 1
-            while point < len(spoken) and place < len(ledger) and spoken[point].digest() == ledger[place].digest:
-                point, place = point + 1, place + 1
-            return point
+    for point in range(len(spoken), 0, -1):
+        known = places.get(spoken[point - 1].id or "")
+        if known is None:
+            continue
+        for message, entry in zip(spoken[point:], ledger[known + 1 :], strict=False):
+            if not _continues(message, entry):
+                break
+            point += 1
+        return point
     return None
 
 
@@ -62,3 +66,9 @@ def _after_longest_run(spoken: Sequence[Message], ledger: Sequence[Entry]) -> in
         if length and length >= best_length:
             best_length, best_point = length, point
     return best_point
+
+
+def _continues(message: Message, entry: Entry) -> bool:
+    """Whether a message after a known one is what the ledger holds there; different ids of a caller's say it is not."""
+    both = message.id is not None and entry.message_id is not None and message.role != "assistant"
+    return message.id == entry.message_id if both else message.digest() == entry.digest

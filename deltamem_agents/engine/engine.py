@@ -1,12 +1,13 @@
 """The engine: a frozen model, its memory, and the sessions that live in a store."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Self, cast
+from typing import Self
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, backbone_fingerprint
 from deltamem_agents.adapter.default import default_adapter_path
@@ -23,9 +24,9 @@ from deltamem_agents.engine.records import (
     Turn,
     check_session_name,
 )
-from deltamem_agents.engine.turns import TurnRunner
+from deltamem_agents.engine.turns import TurnRunner, cancelled_error
 from deltamem_agents.engine.worker import Emit, Work, Worker
-from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundError
+from deltamem_agents.errors import ConfigError, DeltaMemError, GenerationError, SessionError, SessionNotFoundError
 from deltamem_agents.generation import GenerationOptions, decode
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.state import MemoryState
@@ -41,8 +42,8 @@ class DeltaMemEngine:
         model: a backbone with its adapter attached.
         tokenizer: the backbone's tokenizer, with a chat template.
         store: where sessions live: a store, a path or database URL, ":memory:", or None for the default file.
-        recent_messages: how many recent messages are also in the prompt, at least; the window holds up to twice as many.
-            0: nothing but what is new is in the prompt, and the memory alone knows the rest.
+        recent_messages: how many recent messages are also in the prompt, at least; the window holds up to twice as
+            many. 0: nothing but what is new is in the prompt, and the memory alone knows the rest.
         max_prompt_tokens: limit on a prompt; None: what the backbone's context holds, less the reply.
         transcript: which messages' texts the store keeps: those in the window, "full" or "none".
         cache_bytes: budget for KV caches of sessions between turns.
@@ -66,11 +67,13 @@ class DeltaMemEngine:
     ) -> None:
         if transcript not in TRANSCRIPTS:
             raise ConfigError(f"transcript is {transcript!r}, expected one of {', '.join(TRANSCRIPTS)}")
-        if max_prompt_tokens is not None and max_prompt_tokens < 1:
-            raise ConfigError(f"max_prompt_tokens is {max_prompt_tokens}, expected a positive number or None")
+        if max_prompt_tokens is not None:
+            _check_count("max_prompt_tokens", max_prompt_tokens, at_least=1)
+        _check_count("recent_messages", recent_messages, at_least=0)
+        _check_count("cache_bytes", cache_bytes, at_least=0)
         self.model, self.tokenizer = model, tokenizer
-        self.recent_messages = _checked_recent(recent_messages)
-        backbone = cast("PreTrainedModel", model.backbone)
+        self.recent_messages = recent_messages
+        backbone = model.backbone
         self.context = context_length(backbone)
         self.fingerprint = (
             f"{backbone_fingerprint(backbone)}+{tokenizer_fingerprint(tokenizer)}+{model.adapter.fingerprint()}"
@@ -81,9 +84,11 @@ class DeltaMemEngine:
         planner = Planner(
             self.store,
             writer,
+            fingerprint=self.fingerprint,
             context=self.context,
             max_prompt_tokens=max_prompt_tokens,
-            keeps_text=transcript != "none",
+            recent_messages=recent_messages,
+            transcript=transcript,
         )
         self._turns = TurnRunner(
             model,
@@ -170,8 +175,10 @@ class DeltaMemEngine:
 
         Raises:
             MessageError: messages that are empty, malformed, too long, or leave nothing to reply to.
-            SessionError: a bad session name.
-            GenerationError: unknown or bad options, or the call was cancelled.
+            SessionError: a bad session or thread name.
+            ConfigError: another option has an impossible value.
+            FingerprintError: the session was written under another backbone or adapter.
+            GenerationError: unknown or bad generation options, the call was cancelled, or the model failed.
             StoreError: the store cannot be read or written; then nothing was kept.
         """
         request = self._request(messages, session, thread, memory, recent_messages, options)
@@ -201,7 +208,7 @@ class DeltaMemEngine:
         recent_messages: int | None = None,
         **options: object,
     ) -> Iterator[str | Turn]:
-        """Yields the reply's text as it comes, then the `Turn`. Leaving early leaves the session as it was."""
+        """Yields the reply's text as it comes, then the `Turn`. Leaving before its end leaves the session as it was."""
         request = self._request(messages, session, thread, memory, recent_messages, options)
         return self._worker.stream(self._turn(request))
 
@@ -228,13 +235,18 @@ class DeltaMemEngine:
         recent_messages: int | None = None,
         **options: object,
     ) -> list[Turn]:
-        """Replies to many sessions, decoded together: each gets what it would get alone. Turns of one session follow each other.
+        """Replies to many sessions, decoded together: each gets what it would get alone.
+
+        Turns of one session follow each other.
+
+        If one fails, the error is raised; turns that were complete before it are kept.
 
         Raises:
             SessionError: as many sessions as conversations are needed.
         """
         if len(conversations) != len(sessions):
-            raise SessionError(f"{len(conversations)} conversations for {len(sessions)} sessions: give one session each")
+            found = f"{len(conversations)} conversations for {len(sessions)} sessions"
+            raise SessionError(f"{found}: give one session each")
         requests = [
             self._request(messages, session, None, memory, recent_messages, options)
             for messages, session in zip(conversations, sessions, strict=True)
@@ -247,10 +259,11 @@ class DeltaMemEngine:
         Returns:
             The id of the snapshot.
         """
-        request = self._request(messages, check_session_name(session), thread, "read_write", None, {"max_new_tokens": 1})
+        check_session_name(session)
+        request = self._request(messages, session, thread, "read_write", None, {"max_new_tokens": 1})
 
         def work(emit: Emit, cancelled: Event) -> str:
-            with torch.inference_mode():
+            with torch.inference_mode(), _model_errors():
                 return self._turns.absorb(request)
 
         return self._worker.run(work)
@@ -315,13 +328,16 @@ class DeltaMemEngine:
             raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
         if session is not None:
             check_session_name(session)
-        recent = self.recent_messages if recent_messages is None else _checked_recent(recent_messages)
+        if thread is not None:
+            check_session_name(thread, kind="thread")
+        if recent_messages is not None:
+            _check_count("recent_messages", recent_messages, at_least=0)
         return Request(
             messages=tuple(as_messages(messages)),
             session=session,
             thread=thread or session or "",
             memory=memory,
-            recent_messages=recent,
+            recent_messages=self.recent_messages if recent_messages is None else recent_messages,
             options=GenerationOptions.parse(options),
         )
 
@@ -351,13 +367,29 @@ class DeltaMemEngine:
 
     @torch.inference_mode()
     def _run(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Turn]:
-        prepared = [self._turns.prepare(request) for request in requests]
-        lanes = [self._turns.lane(p, emit, cancelled.is_set) for p in prepared]
-        decode(self.model, lanes, self._ends)
-        return [self._turns.finish(p, lane) for p, lane in zip(prepared, lanes, strict=True)]
+        if cancelled.is_set():
+            raise cancelled_error()
+        with _model_errors():
+            prepared = [self._turns.prepare(request) for request in requests]
+            lanes = [self._turns.lane(p, emit, cancelled.is_set) for p in prepared]
+            decode(self.model, lanes, self._ends)
+            return [self._turns.finish(p, lane) for p, lane in zip(prepared, lanes, strict=True)]
 
 
-def _checked_recent(recent_messages: int) -> int:
-    if recent_messages < 0:
-        raise ConfigError(f"recent_messages is {recent_messages}, expected 0 or more")
-    return recent_messages
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """Out of memory and the like, as our own error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DeltaMemError):
+            raise
+        raise GenerationError(
+            f"the model failed ({type(error).__name__}: {error}): the session is as it was before; if memory ran out, "
+            "use fewer recent_messages, a smaller max_prompt_tokens or a smaller batch"
+        ) from error
+
+
+def _check_count(name: str, value: object, *, at_least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ConfigError(f"{name} is {value!r}, expected a whole number, {at_least} or more")

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 from deltamem_agents.engine.alignment import align
 from deltamem_agents.engine.prompts import PromptWriter, in_groups
-from deltamem_agents.engine.records import Request
-from deltamem_agents.engine.windows import Window, load_window
-from deltamem_agents.errors import ContextOverflowError, MessageError, StoreError
+from deltamem_agents.engine.records import Request, Transcript
+from deltamem_agents.engine.windows import Window, block_start, load_window
+from deltamem_agents.errors import ContextOverflowError, FingerprintError, MessageError, StoreError
 from deltamem_agents.messages import Message
 from deltamem_agents.store import SessionInfo, Snapshot, StateStore
+
+LOOKBACK = 64
+"""At least this many messages of the ledger are compared with a caller's."""
+REPLY_MARKERS = 8
+"""Tokens of the context left for what a template puts behind a reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +44,39 @@ class Planner:
     Args:
         store: where sessions are.
         writer: renders prompts.
+        fingerprint: of the model that the sessions must belong to.
         context: how many tokens the backbone can attend to.
         max_prompt_tokens: limit on a prompt; None: what the context holds, less the reply.
-        keeps_text: whether the store's sessions have texts to make a window from.
+        recent_messages: how many recent messages have their texts kept, at least, whatever a call's own window is.
+        transcript: which messages' texts are kept; without texts there are no windows.
     """
 
     def __init__(
-        self, store: StateStore, writer: PromptWriter, *, context: int, max_prompt_tokens: int | None, keeps_text: bool
+        self,
+        store: StateStore,
+        writer: PromptWriter,
+        *,
+        fingerprint: str,
+        context: int,
+        max_prompt_tokens: int | None,
+        recent_messages: int,
+        transcript: Transcript,
     ) -> None:
-        self.store, self.writer = store, writer
-        self.context, self.max_prompt_tokens, self.keeps_text = context, max_prompt_tokens, keeps_text
+        self.store, self.writer, self.fingerprint = store, writer, fingerprint
+        self.context, self.max_prompt_tokens = context, max_prompt_tokens
+        self.recent_messages, self.transcript = recent_messages, transcript
 
     def session(self, request: Request) -> Plan:
         """Plans a turn of a session.
 
         Raises:
             ContextOverflowError: one message, or what is shown in front, is longer than the context.
+            FingerprintError: the session belongs to another model.
             MessageError: there is nothing to reply to.
         """
         head = self.head(request.session)
-        ledger = () if head is None else self.store.line(head.id, since=max(0, head.messages - len(request.messages)))
+        reach = max(len(request.messages), 2 * request.recent_messages, LOOKBACK)
+        ledger = () if head is None else self.store.line(head.id, since=max(0, head.messages - reach))
         aligned = align(request.messages, [entry for turn in ledger for entry in turn.entries])
         plan = self._plan(request, head, aligned.shown, aligned.new)
         if not plan.spoken or plan.spoken[-1].role == "assistant":
@@ -72,9 +90,9 @@ class Planner:
         """Plans the writing of messages that are new by definition."""
         return self._plan(request, self.head(request.session), (), request.messages)
 
-    def continuation(self, request: Request, new: tuple[Message, ...], shown: tuple[Message, ...]) -> Plan:
-        """Plans the writing of a turn, reply included, on a head that somebody else has moved meanwhile."""
-        return self._plan(request, self.head(request.session), shown, new)
+    def continuation(self, request: Request, lost: Plan) -> Plan:
+        """Plans a turn again, on a head that somebody else has moved meanwhile."""
+        return self._plan(request, self.head(request.session), lost.shown, lost.new)
 
     def stateless(self, request: Request) -> Plan:
         """Plans a call without memory: the frozen model, on just these messages.
@@ -97,14 +115,32 @@ class Planner:
         return Plan(None, Window(None, ()), request.messages, (), (), (0,))
 
     def head(self, session: str | None) -> Snapshot | None:
-        """The head of a session, None if it has none."""
+        """The head of a session, None if it has none.
+
+        Raises:
+            FingerprintError: it belongs to another model.
+        """
         info: SessionInfo | None = None if session is None else self.store.session(session)
         if info is None or info.head is None:
             return None
         line = self.store.line(info.head, since=info.messages - 1)
         if not line:
             raise StoreError(f"session {session!r} has head {info.head!r}, but the store has no such snapshot")
+        if info.fingerprint != self.fingerprint:
+            raise FingerprintError(
+                f"session {session!r} was written under fingerprint {info.fingerprint!r}, this backbone and adapter "
+                f"have {self.fingerprint!r}: load the matching adapter, or use another session"
+            )
         return line[-1]
+
+    def drop_text_before(self, plan: Plan) -> int:
+        """Before which message of the line texts may be dropped when the turn is committed.
+
+        One call with a smaller window must not cost the next call its own, so the engine's window counts too.
+        """
+        if self.transcript != "window" or plan.head is None:
+            return 0
+        return min(plan.window.position, block_start(plan.head.messages, self.recent_messages))
 
     def _plan(
         self, request: Request, head: Snapshot | None, shown: tuple[Message, ...], new: tuple[Message, ...]
@@ -120,16 +156,17 @@ class Planner:
             return Plan(head, Window(start, ()), shown, new, lengths, tuple(groups))
         window = load_window(
             self.store,
-            head.id if head else None,
-            head.messages if head else 0,
-            recent=request.recent_messages if self.keeps_text else 0,
-            room=room - sum(lengths),
+            head,
+            recent=0 if self.transcript == "none" else request.recent_messages,
+            room=room,
+            new=sum(lengths),
+            answers=bool(new) and new[0].role == "tool",
         )
         return Plan(head, window, shown, new, lengths, tuple(groups))
 
     def _limit(self, request: Request) -> int:
-        reply = self.context - request.options.max_new_tokens
-        return min(self.max_prompt_tokens or reply, reply)
+        room = self.context - request.options.max_new_tokens - REPLY_MARKERS
+        return min(self.max_prompt_tokens or room, room)
 
     def _budget(self, request: Request) -> str:
         return f"context {self.context}, reply {request.options.max_new_tokens}, max_prompt_tokens {self.max_prompt_tokens}"

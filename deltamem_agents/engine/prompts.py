@@ -43,9 +43,14 @@ class PromptWriter:
                 lengths[segment.message] += len(segment.ids)
         return Rendered(tuple(pieces), tuple(lengths))
 
-    def opening(self, messages: Sequence[Message]) -> Piece:
-        """The generation prompt after `messages`; it is never written."""
-        return Piece(self.template.generation_prompt(messages), write=False)
+    def opening(self, messages: Sequence[Message], *, write: bool = False) -> Piece:
+        """The generation prompt after `messages`; where replies are written as they come, it is part of the reply."""
+        return Piece(self.template.generation_prompt(messages), write and self.writes_replies)
+
+    @property
+    def writes_replies(self) -> bool:
+        """Whether a reply is written as it is generated; span writes happen when the message is over."""
+        return "assistant" in self._roles and not self.config.spans
 
     def writes(self, message: Message) -> bool:
         """Whether a spoken message of this role goes into the memory."""
@@ -58,7 +63,7 @@ class PromptWriter:
     def _spans(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if self.config.write_granularity == "message_mean":
             return (0,) * len(ids)
-        return sentence_spans([self.template.tokenizer.decode([i]) for i in ids])
+        return sentence_spans([str(self.template.tokenizer.decode([i])) for i in ids])
 
 
 def remainder(pieces: Sequence[Piece], fed: int) -> list[Piece]:

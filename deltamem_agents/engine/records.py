@@ -62,17 +62,17 @@ class Request:
         return self.session is not None and self.memory != "off"
 
 
-def check_session_name(name: object) -> str:
-    """Returns a valid session name.
+def check_session_name(name: object, *, kind: str = "session") -> str:
+    """Returns a valid name of a session, or of a thread.
 
     Raises:
         SessionError: it is no text, empty, too long, padded with blanks, or holds control characters.
     """
     if not isinstance(name, str):
-        raise SessionError(f"a session is named by a string, got {type(name).__name__}: {name!r}")
+        raise SessionError(f"a {kind} is named by a string, got {type(name).__name__}: {name!r}")
     if not name or name != name.strip() or not name.isprintable() or len(name) > NAME_LENGTH:
         raise SessionError(
-            f"{name[:60]!r} ({len(name)} characters) is not a session name: expected 1 to {NAME_LENGTH} printable "
+            f"{name[:60]!r} ({len(name)} characters) is not a {kind} name: expected 1 to {NAME_LENGTH} printable "
             "characters without blanks at the ends"
         )
     return name

@@ -42,6 +42,11 @@ class _Warm:
     row: Row
 
 
+def cancelled_error() -> GenerationError:
+    """A call whose caller has gone."""
+    return GenerationError("the generation was cancelled: the session is as it was before")
+
+
 class TurnRunner:
     """Carries turns out on one model and one store.
 
@@ -75,7 +80,7 @@ class TurnRunner:
         remembers = request.remembers
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
         rendered = self.writer.render(plan.shown, plan.spoken, write=remembers)
-        opening = self.writer.opening((*plan.shown, *plan.spoken))
+        opening = self.writer.opening((*plan.shown, *plan.spoken), write=remembers)
         row = self._take_warm(request, plan, rendered.ids) or Row(self._start_state(plan))
         cached = len(row.ids)
         row, logits = feed(self.model, row, [*remainder(rendered.pieces, cached), opening])
@@ -83,36 +88,36 @@ class TurnRunner:
 
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
         """The decoding of a prepared turn."""
-        options, config = prepared.request.options, self.model.adapter.config
-        # span writes happen when the message is over, so nothing is written while it is generated
-        write = prepared.request.remembers and "assistant" in config.absorb_roles and not config.spans
+        options = prepared.request.options
+        write = prepared.request.remembers and self.writer.writes_replies
         stream = TextStream(self.writer.template.tokenizer, options.stop)
         return Lane(prepared.row, prepared.logits, options, stream, write, emit, cancelled)
 
     def finish(self, prepared: Prepared, lane: Lane) -> Turn:
         """Commits a turn whose reply is complete; a cancelled one leaves the session as it was."""
         request, plan = prepared.request, prepared.plan
-        if lane.finish_reason is None or lane.finish_reason == "cancelled":
-            raise GenerationError("the generation was cancelled: the session is as it was before")
-        reply = Message(role="assistant", content=lane.stream.text)
-        snapshot = None
-        if request.session is not None and request.memory == "read_write":
+        if lane.finish_reason is None or lane.finish_reason == "cancelled" or lane.cancelled():
+            raise cancelled_error()
+        snapshot = uuid.uuid4().hex if request.session is not None and request.memory == "read_write" else None
+        reply = Message(role="assistant", content=lane.stream.text, id=snapshot)
+        if request.session is not None and snapshot is not None:
             row = self._after_reply(plan, reply, lane.row)
             try:
-                snapshot = self._commit(request, plan, (*plan.new, reply), row.state, turn=True)
+                self._commit(request, plan, row.state, id=snapshot, reply=reply)
                 self._keep_warm(request.session, _Warm(snapshot, plan.window.start_id, row))
             except ConflictError:
-                snapshot = self._commit_on_new_head(request, (*plan.new, reply), plan.shown)
+                self._commit_on_new_head(request, plan, id=snapshot, reply=reply)
         usage = Usage(prepared.prompt_tokens, len(lane.stream.ids), prepared.cached_tokens)
         return Turn(reply, usage, lane.finish_reason, snapshot, request.session)
 
     def absorb(self, request: Request) -> str:
         """Writes messages into a session without a reply; gives the id of the snapshot."""
-        plan = self.planner.absorption(request)
+        plan, snapshot = self.planner.absorption(request), uuid.uuid4().hex
         try:
-            return self._commit(request, plan, plan.new, self._replay(plan).state, turn=False)
+            self._commit(request, plan, self._replay(plan).state, id=snapshot)
         except ConflictError:
-            return self._commit_on_new_head(request, plan.new, ())
+            self._commit_on_new_head(request, plan, id=snapshot)
+        return snapshot
 
     def drop_warm(self, session: str) -> None:
         """Lets go of a session's KV cache."""
@@ -132,9 +137,10 @@ class TurnRunner:
             done += size
         return state
 
-    def _replay(self, plan: Plan, *, reply: tuple[Message, ...] = ()) -> Row:
+    def _replay(self, plan: Plan, reply: Message | None = None) -> Row:
         """Everything the plan's prompt says, fed from the window's start: what a turn's state is by definition."""
-        pieces = self.writer.render(plan.shown, (*plan.spoken, *reply), write=True).pieces
+        spoken = plan.spoken if reply is None else (*plan.spoken, reply)
+        pieces = self.writer.render(plan.shown, spoken, write=True).pieces
         return feed(self.model, Row(self._start_state(plan)), pieces)[0]
 
     def _after_reply(self, plan: Plan, reply: Message, row: Row) -> Row:
@@ -145,16 +151,16 @@ class TurnRunner:
         if rendered.ids[: len(row.ids)] == row.ids and not any(p.spans for p in rendered.pieces):
             rest = remainder(rendered.pieces, len(row.ids))
             return feed(self.model, row, rest)[0] if rest else row
-        return self._replay(plan, reply=(reply,))
+        return self._replay(plan, reply)
 
     def _commit(
-        self, request: Request, plan: Plan, messages: tuple[Message, ...], state: MemoryState, *, turn: bool
-    ) -> str:
+        self, request: Request, plan: Plan, state: MemoryState, *, id: str, reply: Message | None = None
+    ) -> None:
         assert request.session is not None
         head = plan.head
-        entries = self._entries(plan, messages)
+        entries = self._entries(plan, plan.new if reply is None else (*plan.new, reply))
         snapshot = Snapshot(
-            id=uuid.uuid4().hex,
+            id=id,
             parent=head.id if head else None,
             session=request.session,
             thread=request.thread,
@@ -165,22 +171,21 @@ class TurnRunner:
             created_at=datetime.now(UTC),
             state=state.to_bytes(fingerprint=self.fingerprint),
             entries=entries,
-            kind="turn" if turn else "absorb",
+            kind="absorb" if reply is None else "turn",
         )
-        drop = plan.window.position if self.transcript == "window" else 0
+        drop = self.planner.drop_text_before(plan)
         self.store.commit(request.session, snapshot, expected=head.id if head else None, drop_text_before=drop)
-        return snapshot.id
 
-    def _commit_on_new_head(self, request: Request, messages: tuple[Message, ...], shown: tuple[Message, ...]) -> str:
+    def _commit_on_new_head(self, request: Request, lost: Plan, *, id: str, reply: Message | None = None) -> None:
         """After losing a race: replays what was said, reply included, on the new head, until it is in."""
-        for _ in range(ATTEMPTS):
-            plan = self.planner.continuation(request, messages, shown)
+        for attempt in range(1, ATTEMPTS + 1):
+            plan = self.planner.continuation(request, lost)
             try:
-                turn = messages[-1].role == "assistant"
-                return self._commit(request, plan, messages, self._replay(plan).state, turn=turn)
-            except ConflictError as error:
-                last = error
-        raise last
+                self._commit(request, plan, self._replay(plan, reply).state, id=id, reply=reply)
+                return
+            except ConflictError:
+                if attempt == ATTEMPTS:
+                    raise
 
     def _entries(self, plan: Plan, messages: tuple[Message, ...]) -> tuple[Entry, ...]:
         lengths = self.writer.render(plan.shown, messages, write=False).lengths[len(plan.shown) :]

@@ -38,32 +38,48 @@ def block_start(count: int, recent: int) -> int:
     return count if recent == 0 else max(0, (count // recent - 1) * recent)
 
 
-def load_window(store: StateStore, head: str | None, count: int, *, recent: int, room: int) -> Window:
-    """The window of a line with `count` messages.
+def load_window(
+    store: StateStore, head: Snapshot | None, *, recent: int, room: int, new: int = 0, answers: bool = False
+) -> Window:
+    """The window of a line, in front of new messages.
 
     Args:
         store: where the line is.
         head: its head, None for an empty line.
-        count: how many messages it holds.
         recent: keep between this many and twice as many messages.
-        room: at most this many tokens.
+        room: window and new messages take at most this many tokens.
+        new: how many tokens the new messages take.
+        answers: whether the first new message is a tool's result, which stays with the call before it.
     """
     if head is None:
         return Window(None, ())
-    start = store.boundary(head, block_start(count, recent))
-    turns = store.line(head, since=start.messages if start else 0)
-    skip = _turns_to_skip(start.tokens if start else 0, turns, room)
-    for number, turn in enumerate(turns):
+    start = store.boundary(head.id, block_start(head.messages, recent))
+    turns = store.line(head.id, since=start.messages if start else 0)
+    while start is not None and (_answers(turns[0]) if turns else answers):
+        start = store.boundary(head.id, start.messages - 1)
+        turns = store.line(head.id, since=start.messages if start else 0)
+    skip = _turns_to_skip(start.tokens if start else 0, turns, room, new)
+    for number, turn in enumerate(turns, 1):
         if any(entry.text is None for entry in turn.entries):  # the transcript policy dropped it
-            skip = max(skip, number + 1)
+            skip = max(skip, number)
+    while 0 < skip < len(turns) and _answers(turns[skip]):
+        skip += 1
     if skip:
         start = store.snapshot(turns[skip - 1].id)
     return Window(start, tuple(turns[skip:]))
 
 
-def _turns_to_skip(before: int, turns: list[Snapshot], room: int) -> int:
-    """How many turns must go so that the rest fits; the start moves in quarters of the room, not at every turn."""
-    total = turns[-1].tokens if turns else before
+def _answers(turn: Snapshot) -> bool:
+    return turn.entries[0].role == "tool"
+
+
+def _turns_to_skip(before: int, turns: list[Snapshot], room: int, new: int) -> int:
+    """How many turns must go so that the rest fits; the start moves in quarters of the room, not at every turn.
+
+    The quarters are counted from the line's beginning, and new messages as if they were on it: so the start never moves
+    back while the room stays the same.
+    """
+    total = (turns[-1].tokens if turns else before) + new
     if total - before <= room:
         return 0
     block = max(1, room // 4)

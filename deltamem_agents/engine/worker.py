@@ -1,6 +1,7 @@
 """One thread owns the model; callers queue work and receive what it yields."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -118,7 +119,5 @@ def _unwrap(done: _Done[T]) -> T:
 def _settle(future: "Future[T]") -> None:
     """Waits until cancelled work has stopped, so that nothing of it is still under way."""
     if not future.cancel():
-        try:
+        with contextlib.suppress(DeltaMemError, RuntimeError):
             future.exception()
-        except (DeltaMemError, RuntimeError):
-            pass

@@ -1,5 +1,6 @@
 """Recall from the state alone, as a user would meet it: facts told live, free greedy answers, controls beside them."""
 
+import math
 import platform
 import random
 from collections.abc import Callable, Sequence
@@ -16,8 +17,8 @@ from deltamem_agents.train.facts import Values, training_vocabulary
 
 Condition = Literal["own", "swapped", "frozen"]
 CONDITIONS: tuple[Condition, ...] = ("own", "swapped", "frozen")
-ANSWER_TOKENS = 24
-REPLY_TOKENS = 24
+ANSWER_TOKENS = 16
+REPLY_TOKENS = 8  # replies are read past, not absorbed: a short one changes nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +72,17 @@ def evaluate_recall(
     episodes: int = 200,
     facts: Sequence[int] = (1, 3),
     seed: int = 0,
-    together: int = 16,
+    together: int = 20,
     progress: Callable[[str], None] | None = None,
 ) -> RecallReport:
-    """Tells facts one message at a time, each answered by the model, then asks for one of them with nothing in the prompt.
+    """Tells facts one message at a time, then asks for one of them with nothing of what was said in the prompt.
 
-    Every question is asked three times: of the session that was told, of another episode's session, and of the frozen
-    model. Right means: the exact value stands in the answer.
+    Each fact is answered by the model as in a chat. Every question is asked three times: of the session that was told,
+    of another episode's session, and of the frozen model. Right means: the exact value stands in the answer.
 
     Args:
         engine: the engine; its sessions named `recall-…` are deleted afterwards.
-        episodes: of each kind.
+        episodes: of each kind, at least two.
         facts: how many facts an episode tells; one kind of episode for each number.
         seed: draws the episodes.
         together: how many sessions are decoded together.
@@ -95,11 +96,12 @@ def evaluate_recall(
             rng = random.Random(f"recall {seed} {count} {name}")
             drawn = [draw_episode(mix, values, rng, split="test") for _ in range(episodes)]
             right = dict.fromkeys(CONDITIONS, 0)
-            for start in range(0, episodes, together):
-                for condition, hits in _ask(engine, drawn[start : start + together]).items():
+            groups = math.ceil(episodes / together)  # of even sizes, so that each has somebody to swap with
+            for group in range(groups):
+                for condition, hits in _ask(engine, drawn[group::groups]).items():
                     right[condition] += hits
             for condition in CONDITIONS:
-                rows.append(RecallRow(count, name, condition, right[condition], episodes))  # type: ignore[arg-type]
+                rows.append(RecallRow(count, name, condition, right[condition], episodes))
             if progress:
                 progress(f"{count} facts, {name} values: " + ", ".join(f"{r.condition} {_cell(r)}" for r in rows[-3:]))
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"

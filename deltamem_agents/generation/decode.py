@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ class Sampler:
     def choose(self, ids: Sequence[int], logits: Tensor) -> int:
         """The next token after `ids`, from logits [V]."""
         if self.processors:
-            logits = self.processors(torch.tensor([ids], device=logits.device), logits.unsqueeze(0))[0]
+            seen = cast("torch.LongTensor", torch.tensor([ids], device=logits.device))
+            logits = self.processors(seen, logits.unsqueeze(0))[0]
         if self.greedy:
             return int(logits.argmax())
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
@@ -64,7 +65,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """Adds a token; the text that can be shown now."""
         self.ids.append(token)
-        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         found = [at for s in self.stop if (at := text.find(s)) >= 0]
         if found:
             self.text, self.stopped = text[: min(found)], True
@@ -105,6 +106,7 @@ class Lane:
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
+        """Makes the sampler."""
         self.sampler = Sampler(self.options, self.logits.device)
 
     def advance(self, ids: Sequence[int], logits: Tensor, ends: Collection[int]) -> int | None:

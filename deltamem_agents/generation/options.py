@@ -1,6 +1,6 @@
 """What a caller may ask of one generation."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -10,7 +10,7 @@ from deltamem_agents.errors import GenerationError
 class GenerationOptions(BaseModel):
     """Sampling and stopping, under the names of transformers' `GenerationConfig`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_new_tokens: int = Field(256, ge=1)
     """At most this many tokens are generated."""
@@ -22,18 +22,15 @@ class GenerationOptions(BaseModel):
     """Sample among this many most probable tokens."""
     repetition_penalty: float | None = Field(None, gt=0)
     """Above 1: makes tokens that have occurred less likely."""
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling repeatable."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """The reply ends before the first of these strings."""
 
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_strings(cls, value: object) -> object:
-        stop = () if value is None else (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
-        if "" in stop:
-            raise ValueError("a stop string is empty")
-        return stop
+        return (value,) if isinstance(value, str) else value
 
     @classmethod
     def parse(cls, options: dict[str, object]) -> Self:
@@ -46,4 +43,5 @@ class GenerationOptions(BaseModel):
             return cls.model_validate({k: v for k, v in options.items() if v is not None})
         except ValidationError as error:
             found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())
-            raise GenerationError(f"bad generation options ({found}): known are {', '.join(cls.model_fields)}") from error
+            known = ", ".join(cls.model_fields)
+            raise GenerationError(f"bad generation options ({found}): known are {known}") from error

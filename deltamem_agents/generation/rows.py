@@ -42,7 +42,7 @@ class Row:
         """Bytes held by the KV cache."""
         if self.cache is None:
             return 0
-        tensors = [t for layer in self.cache.layers for t in (layer.keys, layer.values) if t is not None]
+        tensors = [t for layer in self.cache.layers for t in vars(layer).values() if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -101,7 +101,8 @@ class Batch:
     """Rows that decode together, left-padded to the longest, one token each a step."""
 
     def __init__(self, model: DeltaMemModel, rows: Sequence[Row]) -> None:
-        assert rows and (len(rows) == 1 or can_batch(rows)), "these rows cannot be joined"
+        assert rows, "there are no rows to decode"
+        assert len(rows) == 1 or can_batch(rows), "these rows cannot be joined"
         self.model = model
         self.ids = [list(r.ids) for r in rows]
         self.state = MemoryState.stack([r.state for r in rows])
@@ -136,7 +137,7 @@ class Batch:
             return Row(self.state, ids, self.cache)
         cache = DynamicCache()
         for number, layer in enumerate(self.cache.layers):
-            keys, values = (t[index : index + 1, :, -len(ids) :].clone() for t in (layer.keys, layer.values))
+            keys, values = (t[index : index + 1, :, -len(ids) :].clone() for t in _tensors(layer))
             cache.update(keys, values, number)
         return Row(self.state.rows(index), ids, cache)
 
@@ -156,6 +157,12 @@ class Batch:
         self.ids = [self.ids[i] for i in indices]
 
 
+def _tensors(layer: object) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer that `can_batch` has let through."""
+    growing = cast("DynamicLayer", layer)
+    return cast("Tensor", growing.keys), cast("Tensor", growing.values)
+
+
 def _join(rows: Sequence[Row]) -> DynamicCache:
     caches = [cast("Cache", r.cache) for r in rows]
     longest = max(len(r.ids) for r in rows)
@@ -164,7 +171,7 @@ def _join(rows: Sequence[Row]) -> DynamicCache:
         layers = [c.layers[number] for c in caches]
         keys, values = (
             torch.cat([pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors])
-            for tensors in ([x.keys for x in layers], [x.values for x in layers])
+            for tensors in zip(*map(_tensors, layers), strict=True)
         )
         joined.update(keys, values, number)
     return joined

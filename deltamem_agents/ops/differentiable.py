@@ -84,7 +84,7 @@ def _backward(
 
 @_jit
 def _scan(inputs: Floats, state: Floats, reads: Floats, new_state: Floats) -> None:
-    """inputs [6, X, T, r] (q, k, v, keep, erase, write), state [X, r, r] -> reads [X, T, r] and new_state."""
+    """Inputs [6, X, T, r] (q, k, v, keep, erase, write), state [X, r, r] -> reads [X, T, r] and new_state."""
     _, rows, tokens, rank = inputs.shape
     states = np.empty((tokens + 1, rank, rank), np.float32)
     for x in range(rows):
@@ -127,6 +127,7 @@ class DifferentiableDeltaRule(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, erase: Tensor, write: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The recurrence; keeps its inputs for the backward."""
         batch, tokens, heads, rank = q.shape
         inputs = torch.stack([_fold(x) for x in (q, k, v, keep, erase, write)])
         start = state.flatten(0, 1).contiguous()
@@ -137,8 +138,9 @@ class DifferentiableDeltaRule(torch.autograd.Function):
         return _unfold(reads, batch), new_state.view(state.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_reads: Tensor, grad_new_state: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all seven inputs."""
         inputs, start = ctx.saved_tensors
         grads, grad_state = torch.empty_like(inputs), torch.empty_like(start)
         _scan_backward(

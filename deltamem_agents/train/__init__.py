@@ -1,0 +1,1 @@
+"""Training adapters on a frozen backbone."""

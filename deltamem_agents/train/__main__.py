@@ -18,7 +18,9 @@ def train(
     model: Annotated[str, typer.Option(help='"bundled", a folder, or a hub id.')] = BUNDLED,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Recipe().steps,
     seed: Annotated[int, typer.Option(help="Seed of weights and episodes.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the frozen backbone; bfloat16 is faster where the CPU has it.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the frozen backbone; bfloat16 is faster where the CPU has it.")
+    ] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
     """Trains a recall adapter for a frozen model, resuming where a stopped run left off."""

@@ -53,16 +53,16 @@ def write_memories(
         parts = [messages] if together else [[m] for m in messages if m.role in roles]
         places = []
         for part in parts:
-            ids: list[int] = []
+            row: list[int] = []
             for segment in template.render(part):
                 on = segment.message is not None and part[segment.message].role in roles
                 if segment.message is None and not together:
                     continue
                 if on:
-                    span = torch.arange(len(ids), len(ids) + len(segment.ids))
+                    span = torch.arange(len(row), len(row) + len(segment.ids))
                     places.append(torch.stack([torch.full_like(span, len(rows)), span]))
-                ids += segment.ids
-            rows.append(torch.tensor(ids))
+                row += segment.ids
+            rows.append(torch.tensor(row))
         written.append(places)
     ids, mask = _pad(rows, side="right")
     sites = find_attention(model.backbone)
@@ -70,11 +70,11 @@ def write_memories(
         model.backbone(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=torch.tensor([0]))
     where = [torch.cat(places, 1) for places in written]
     index = pad_sequence([w[0] * ids.shape[1] + w[1] for w in where], batch_first=True)  # [B, tokens written]
-    on = pad_sequence([torch.ones_like(w[0], dtype=torch.bool) for w in where], batch_first=True)
+    counts = pad_sequence([torch.ones_like(w[0], dtype=torch.bool) for w in where], batch_first=True)
     states = model.zero_state(len(conversations)).tensor
     new = []
     for number, (layer, hidden) in enumerate(zip(model.adapter.layers.values(), inputs, strict=True)):
-        new.append(layer(hidden.flatten(0, 1)[index], states[:, number], write=on)[1])
+        new.append(layer(hidden.flatten(0, 1)[index], states[:, number], write=counts)[1])
     return MemoryState(torch.stack(new, 1))
 
 

@@ -39,16 +39,16 @@ class Fact:
 
 VALUES: dict[str, tuple[str, ...]] = {
     "person": tuple(
-        "Anna Boris Carla David Elena Felix Greta Hugo Irene Jonas Klara Liam Maria Nora Oscar Paula Quentin Rosa Simon "
-        "Tara Ulrich Vera Walter Xenia Yusuf Zoe Amir Bianca Cedric Dana Emil Fiona".split()
+        "Anna Boris Carla David Elena Felix Greta Hugo Irene Jonas Klara Liam Maria Nora Oscar Paula Quentin Rosa "
+        "Simon Tara Ulrich Vera Walter Xenia Yusuf Zoe Amir Bianca Cedric Dana Emil Fiona".split()
     ),
     "city": tuple(
         "Oslo Lisbon Vienna Prague Dublin Madrid Berlin Paris Rome Athens Cairo Lagos Nairobi Delhi Tokyo Seoul Sydney "
         "Boston Chicago Denver Seattle Toronto Lima Havana Zurich Geneva Warsaw Munich".split()
     ),
     "job": tuple(
-        "teacher,nurse,farmer,lawyer,baker,pilot,painter,plumber,dentist,chemist,engineer,librarian,carpenter,journalist,"
-        "butcher,florist,mechanic,musician,architect,translator".split(",")
+        "teacher,nurse,farmer,lawyer,baker,pilot,painter,plumber,dentist,chemist,engineer,librarian,carpenter,"
+        "journalist,butcher,florist,mechanic,musician,architect,translator".split(",")
     ),
     "pet": tuple(
         "Rex Bella Max Luna Charlie Milo Daisy Rocky Coco Buddy Simba Nala Toby Ruby Oreo Pepper Ginger Bruno Shadow "
@@ -58,7 +58,9 @@ VALUES: dict[str, tuple[str, ...]] = {
         "pizza,sushi,pasta,curry,salad,soup,bread,cheese,chocolate,pancakes,tacos,noodles,rice,lasagna,dumplings,steak,"
         "mushrooms,strawberries".split(",")
     ),
-    "color": ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown", "black", "white", "turquoise", "gray"),
+    "color": (
+        "red", "blue", "green", "yellow", "purple", "orange", "pink", "brown", "black", "white", "turquoise", "gray"
+    ),
     "hobby": tuple(
         "painting,chess,fishing,cycling,gardening,swimming,climbing,dancing,cooking,photography,hiking,knitting,running,"
         "sailing,pottery,archery".split(",")
@@ -75,8 +77,8 @@ VALUES: dict[str, tuple[str, ...]] = {
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         "name",
-        ("My name is {}.", "Hi, I'm {}.", "I am called {}.", "Hello, {} is my name.", "People call me {}.", "Call me {}.",
-         "You can call me {}.", "Hey there, my name's {}."),
+        ("My name is {}.", "Hi, I'm {}.", "I am called {}.", "Hello, {} is my name.", "People call me {}.",
+         "Call me {}.", "You can call me {}.", "Hey there, my name's {}."),
         ("What is my name?", "Who am I?", "Tell me my name.", "What am I called?",
          "Do you remember my name?", "What's my name?"),
         "Your name is {}.", "person",
@@ -107,18 +109,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     ),
     Attribute(
         "food",
-        ("My favorite food is {}.", "I really love eating {}.", "The food I like best is {}.", "I could eat {} every day.",
-         "Nothing tastes better to me than {}.", "I like {} more than any other food.", "My favourite dish is {}.",
-         "The dish I love most is {}."),
-        ("What is my favorite food?", "What do I like to eat most?", "Which food do I love?", "Tell me my favorite food.",
-         "What food do I like best?", "What's my favorite food?"),
+        ("My favorite food is {}.", "I really love eating {}.", "The food I like best is {}.",
+         "I could eat {} every day.", "Nothing tastes better to me than {}.", "I like {} more than any other food.",
+         "My favourite dish is {}.", "The dish I love most is {}."),
+        ("What is my favorite food?", "What do I like to eat most?", "Which food do I love?",
+         "Tell me my favorite food.", "What food do I like best?", "What's my favorite food?"),
         "Your favorite food is {}.", "food",
     ),
     Attribute(
         "color",
-        ("My favorite color is {}.", "I love the color {}.", "The color I like best is {}.", "I prefer {} over all colors.",
-         "The most beautiful color to me is {}.", "I paint everything in {}.", "My favourite colour is {}.",
-         "I like the color {} the most."),
+        ("My favorite color is {}.", "I love the color {}.", "The color I like best is {}.",
+         "I prefer {} over all colors.", "The most beautiful color to me is {}.", "I paint everything in {}.",
+         "My favourite colour is {}.", "I like the color {} the most."),
         ("What is my favorite color?", "Which color do I like best?", "Tell me my favorite color.",
          "Which color do I love?", "What color do I like most?", "What's my favorite color?"),
         "Your favorite color is {}.", "color",
@@ -153,8 +155,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         ("My sister is called {}.", "My sister's name is {}.", "I have a sister named {}.", "{} is my sister.",
          "My sister {} is visiting me.", "I grew up with my sister {}.", "The name of my sister is {}.",
          "I have a sister called {}."),
-        ("What is my sister's name?", "What is my sister called?", "Tell me the name of my sister.", "Who is my sister?",
-         "What's my sister's name?", "Do you remember my sister's name?"),
+        ("What is my sister's name?", "What is my sister called?", "Tell me the name of my sister.",
+         "Who is my sister?", "What's my sister's name?", "Do you remember my sister's name?"),
         "Your sister's name is {}.", "person",
     ),
     Attribute(
@@ -170,15 +172,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         ("My favorite drink is {}.", "I always drink {}.", "The drink I like best is {}.", "I love drinking {}.",
          "Every morning I drink {}.", "I like {} more than other drinks.", "My favourite drink is {}.",
          "I enjoy drinking {} the most."),
-        ("What is my favorite drink?", "What do I like to drink?", "Tell me my favorite drink.", "Which drink do I love?",
-         "What drink do I like best?", "What's my favorite drink?"),
+        ("What is my favorite drink?", "What do I like to drink?", "Tell me my favorite drink.",
+         "Which drink do I love?", "What drink do I like best?", "What's my favorite drink?"),
         "Your favorite drink is {}.", "drink",
     ),
     Attribute(
         "instrument",
-        ("I play the {}.", "My instrument is the {}.", "I am learning to play the {}.", "I practice the {} every evening.",
-         "The instrument I play is the {}.", "I bought myself a {} to play music.", "I've been playing the {} for years.",
-         "Musically, I play the {}."),
+        ("I play the {}.", "My instrument is the {}.", "I am learning to play the {}.",
+         "I practice the {} every evening.", "The instrument I play is the {}.", "I bought myself a {} to play music.",
+         "I've been playing the {} for years.", "Musically, I play the {}."),
         ("Which instrument do I play?", "What is my instrument?", "Tell me which instrument I play.",
          "What instrument am I learning?", "What instrument do I play?", "Do you remember my instrument?"),
         "You play the {}.", "instrument",
@@ -201,12 +203,13 @@ ACKNOWLEDGEMENTS = (
 SMALL_TALK = (
     "How are you today?", "The weather is lovely this morning.", "What is the capital of France?", "Tell me a joke.",
     "I slept badly last night.", "Can you recommend a good movie?", "It rained all day yesterday.", "Thanks a lot!",
-    "What is two plus two?", "I am a bit tired.", "Do you like music?", "Let's talk about something else.", "Good morning!",
-    "How does a bicycle work?", "What should I cook tonight?", "My train was late again.", "I read the news today.",
-    "Why is the sky blue?", "Write a short sentence about autumn.", "That is interesting.", "What can you do?",
-    "Give me a tip for staying healthy.", "I went to the market this morning.", "How do plants grow?", "Explain gravity.",
-    "The bus was very crowded.", "Who wrote Romeo and Juliet?", "Name three fruits.", "I watched a film last night.",
-    "What is a computer?", "How long is a marathon?", "Can you help me with my homework?", "My neighbour is very loud.",
+    "What is two plus two?", "I am a bit tired.", "Do you like music?", "Let's talk about something else.",
+    "Good morning!", "How does a bicycle work?", "What should I cook tonight?", "My train was late again.",
+    "I read the news today.", "Why is the sky blue?", "Write a short sentence about autumn.", "That is interesting.",
+    "What can you do?", "Give me a tip for staying healthy.", "I went to the market this morning.",
+    "How do plants grow?", "Explain gravity.", "The bus was very crowded.", "Who wrote Romeo and Juliet?",
+    "Name three fruits.", "I watched a film last night.", "What is a computer?", "How long is a marathon?",
+    "Can you help me with my homework?", "My neighbour is very loud.",
 )  # fmt: skip
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w x z".split()

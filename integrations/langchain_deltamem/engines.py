@@ -13,7 +13,8 @@ def shared_engine(
     model: str, adapter: str | None, store: StateStore | Path | str | None, device: str | None, dtype: str
 ) -> DeltaMemEngine:
     """The engine for these arguments, loaded when first asked for."""
-    key = (model, adapter, store if isinstance(store, str | Path | None) else id(store), device, dtype)
+    place = str(store) if isinstance(store, str | Path) else None if store is None else id(store)
+    key = (model, adapter, place, device, dtype)
     with _lock:
         if key not in _engines:
             _engines[key] = DeltaMemEngine.from_pretrained(

@@ -29,6 +29,8 @@ def _role(position: int, message: BaseMessage) -> Role:
         (SystemMessage, "system"),
         (ToolMessage, "tool"),
     )
+    if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
+        raise MessageError(f"message {position} calls tools: ChatDeltaMem has no tool calling yet, expected text alone")
     for kind, role in kinds:
         if isinstance(message, kind):
             return role
@@ -48,7 +50,8 @@ def _text(position: int, message: BaseMessage) -> str:
             texts.append(str(block["text"]))
         else:
             raise MessageError(
-                f"message {position} holds a block of type {block.get('type')!r}: this is a text model, expected text blocks"
+                f"message {position} holds a block of type {block.get('type')!r}: this is a text model, expected text "
+                "blocks"
             )
     return "\n".join(texts)
 

@@ -27,7 +27,7 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
     letters = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
     letters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     letters.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=letters,
         unk_token="<|unk|>",
         eos_token="<|im_end|>",

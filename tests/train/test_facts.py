@@ -11,7 +11,9 @@ WORDS = [f"word{chr(97 + i // 676)}{chr(97 + i // 26 % 26)}{chr(97 + i % 26)}" f
 @pytest.mark.parametrize("attribute", ATTRIBUTES, ids=lambda a: a.name)
 def test_phrasings_of_training_and_test_are_disjoint_and_hold_the_value(attribute: Attribute) -> None:
     for train, test in zip(attribute.phrasings("train"), attribute.phrasings("test"), strict=True):
-        assert train and test and not set(train) & set(test)
+        assert train
+        assert test
+        assert not set(train) & set(test)
     assert all(s.count("{}") == 1 for s in (*attribute.statements, attribute.answer))
     assert not any("{}" in q for q in attribute.questions)
     assert attribute.values in VALUES
@@ -39,7 +41,8 @@ def test_an_episode_tells_what_it_asks_for_and_is_the_same_for_the_same_seed(spl
     assert one == two
     told = [m.content for m in one.earlier if m.role == "user"]
     assert all(any(f.value in text for text in told) for f in one.facts)
-    assert one.value in one.answer and one.value in {f.value for f in one.facts}
+    assert one.value in one.answer
+    assert one.value in {f.value for f in one.facts}
     assert len({f.value for f in one.facts}) == len({f.attribute.name for f in one.facts}) == 3
 
 

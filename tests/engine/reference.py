@@ -1,0 +1,131 @@
+"""What the engine must come to, in the plainest way: no KV cache, no store, one forward over the whole window."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from deltamem_agents import DeltaMemModel, MemoryState, Message
+from tests.chat import DEFAULT_SYSTEM, byte_tokenizer
+
+Part = tuple[list[int], bool]
+"""Tokens of one message, and whether they are written."""
+
+
+def encode(text: str) -> list[int]:
+    return list(byte_tokenizer().encode(text, add_special_tokens=False))
+
+
+def message_ids(message: Message) -> list[int]:
+    return encode(f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n")
+
+
+def naive_sentences(ids: Sequence[int]) -> list[int]:
+    """A sentence ends with a line break, or with . ! ? before a blank."""
+    text = [byte_tokenizer().decode([i]) for i in ids]
+    spans, number = [], 0
+    for here, following in zip(text, [*text[1:], ""], strict=True):
+        spans.append(number)
+        number += here.endswith("\n") or (here.rstrip()[-1:] in (".", "!", "?") and following[:1].isspace())
+    return spans
+
+
+def spans_of(ids: Sequence[int], granularity: str) -> list[int]:
+    return [0] * len(ids) if granularity == "message_mean" else naive_sentences(ids)
+
+
+def naive_state(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part]) -> MemoryState:
+    """Replays messages from a state: token writes in one forward, span writes in a forward per message."""
+    granularity = model.adapter.config.write_granularity
+    with torch.no_grad():
+        if granularity == "token":
+            ids = [i for part, _ in parts for i in part]
+            mask = [on for part, on in parts for _ in part]
+            return model(torch.tensor([ids]), state=state, write=torch.tensor([mask]), use_cache=False).state
+        cache = None
+        for ids, on in parts:
+            spans = torch.tensor([spans_of(ids, granularity)]) if on else None
+            out = model(torch.tensor([ids]), past_key_values=cache, state=state, write=on, spans=spans)
+            state, cache = out.state, out.past_key_values
+        return state
+
+
+def naive_reply(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part], *, most: int) -> str:
+    """Greedy decoding that runs everything again for each token."""
+    config = model.adapter.config
+    opening = encode("<|im_start|>assistant\n")
+    writes = "assistant" in config.absorb_roles and config.write_granularity == "token"
+    reply: list[int] = []
+    with torch.no_grad():
+        while len(reply) < most:
+            logits = _last_logits(model, state, [*parts, (opening + reply, writes)])
+            token = int(logits.argmax())
+            if token == byte_tokenizer().eos_token_id:
+                break
+            reply.append(token)
+    return str(byte_tokenizer().decode(reply, skip_special_tokens=True))
+
+
+def _last_logits(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part]) -> torch.Tensor:
+    granularity = model.adapter.config.write_granularity
+    if granularity == "token":
+        ids = [i for part, _ in parts for i in part]
+        mask = [on for part, on in parts for _ in part]
+        return model(torch.tensor([ids]), state=state, write=torch.tensor([mask])).logits[0, -1]
+    cache = None
+    for ids, on in parts:
+        spans = torch.tensor([spans_of(ids, granularity)]) if on else None
+        out = model(torch.tensor([ids]), past_key_values=cache, state=state, write=on, spans=spans)
+        state, cache = out.state, out.past_key_values
+    return out.logits[0, -1]
+
+
+@dataclass
+class NaiveSession:
+    """A session by the one rule: messages in turns, and the state at each boundary between them."""
+
+    model: DeltaMemModel
+    recent: int
+    messages: list[Message] = field(default_factory=list)
+    boundaries: list[tuple[int, MemoryState]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.boundaries.append((0, self.model.zero_state()))
+
+    @property
+    def state(self) -> MemoryState:
+        return self.boundaries[-1][1]
+
+    def window(self, new: Sequence[Message]) -> tuple[int, MemoryState]:
+        """The last turn boundary that leaves at least `recent` messages, the start moving in blocks of `recent`."""
+        count, recent = len(self.messages), self.recent
+        first = count if recent == 0 else max(0, (count // recent - 1) * recent)
+        line = [*self.messages, *new]
+        starts = [(at, state) for at, state in self.boundaries if at <= first]
+        return [s for s in starts if s[0] == 0 or s[0] == len(line) or line[s[0]].role != "tool"][-1]
+
+    def turn(
+        self, new: Sequence[Message], *, shown: Sequence[Message] = (), most: int, reply: str | None = None
+    ) -> str:
+        """Takes new messages and replies; `reply` dictates it."""
+        start, state = self.window(new)
+        parts = self._parts(shown, [*self.messages[start:], *new])
+        if reply is None:
+            reply = naive_reply(self.model, state, parts, most=most)
+        answer = Message(role="assistant", content=reply)
+        self.messages += [*new, answer]
+        after = naive_state(self.model, state, self._parts(shown, self.messages[start:]))
+        self.boundaries.append((len(self.messages), after))
+        return reply
+
+    def absorb(self, new: Sequence[Message]) -> None:
+        start, state = self.window(new)
+        self.messages += new
+        self.boundaries.append((len(self.messages), naive_state(self.model, state, self._parts((), self.messages[start:]))))
+
+    def _parts(self, shown: Sequence[Message], spoken: Sequence[Message]) -> list[Part]:
+        roles = self.model.adapter.config.absorb_roles
+        parts = [(message_ids(m), False) for m in shown]
+        if [*shown, *spoken][0].role != "system":
+            parts.insert(0, (message_ids(Message(role="system", content=DEFAULT_SYSTEM)), False))
+        return parts + [(message_ids(m), m.role in roles) for m in spoken]

@@ -1,0 +1,114 @@
+"""What cannot be served is refused in words that LangChain's users know, and changes no session."""
+
+from collections.abc import Callable
+from typing import Any
+
+import langchain_core.exceptions
+import pytest
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_deltamem import ChatDeltaMem
+from langchain_deltamem.messages import to_engine
+
+import deltamem_agents
+from deltamem_agents import DeltaMemEngine, GenerationError, Message, MessageError, SessionError
+
+IMAGE: Any = [{"type": "text", "text": "What is this?"}, {"type": "image", "url": "https://example.org/dog.png"}]
+
+
+@pytest.fixture(params=["invoke", "stream", "ainvoke", "astream"])
+def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Each way to call a model, to its end."""
+
+    async def run(model: ChatDeltaMem, messages: Any, **kwargs: Any) -> object:
+        if request.param == "ainvoke":
+            return await model.ainvoke(messages, **kwargs)
+        if request.param == "astream":
+            return [chunk async for chunk in model.astream(messages, **kwargs)]
+        return list(model.stream(messages, **kwargs)) if request.param == "stream" else model.invoke(messages, **kwargs)
+
+    return run
+
+
+class TestCalls:
+    @pytest.mark.parametrize(
+        "error", [langchain_core.exceptions.ContextOverflowError, deltamem_agents.ContextOverflowError]
+    )
+    async def test_too_long(self, model: ChatDeltaMem, call: Callable[..., Any], error: type[Exception]) -> None:
+        """Both names catch it: LangChain's middlewares look for theirs, the engine's users for its own."""
+        with pytest.raises(error, match="4096"):
+            await call(model, "x" * 5000)
+
+    async def test_unknown_options(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        with pytest.raises(GenerationError, match=r"temprature.*known are max_new_tokens, temperature"):
+            await call(model, "hello", temprature=1)
+
+    async def test_a_session_by_the_engine_s_name(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        with pytest.raises(SessionError, match="session_id=…"):
+            await call(model, "hello", session="alice")
+
+    async def test_both_names_of_one_option(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        with pytest.raises(GenerationError, match="max_tokens"):
+            await call(model, "hello", max_tokens=2, max_new_tokens=3)
+
+    async def test_no_messages(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        with pytest.raises(MessageError, match="messages is empty"):
+            await call(model, [])
+
+    async def test_nothing_to_reply_to(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        for messages in ([SystemMessage("Be kind.")], [HumanMessage("hello"), AIMessage("hi")]):
+            with pytest.raises(MessageError, match="nothing to reply to"):
+                await call(model, messages)
+
+    async def test_a_bad_message_leaves_the_session(
+        self, model: ChatDeltaMem, engine: DeltaMemEngine, call: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(MessageError, match="'image'"):
+            await call(model, [HumanMessage("hello"), HumanMessage(IMAGE)], session_id="alice")
+        assert engine.sessions() == []
+
+
+class TestMessages:
+    def test_what_a_text_model_takes(self) -> None:
+        messages: list[BaseMessage] = [
+            SystemMessage("Be kind."),
+            HumanMessage(["one", {"type": "text", "text": "two"}], id="h"),
+            AIMessage([{"type": "text", "text": "three", "index": 0}], id="lc_run--1"),
+            AIMessage([], id="a"),
+            ToolMessage("four", tool_call_id="t", id="m"),
+        ]
+        assert to_engine(messages) == [
+            Message(role="system", content="Be kind."),
+            Message(role="user", content="one\ntwo", id="h"),
+            Message(role="assistant", content="three", id="lc_run--1"),
+            Message(role="assistant", content="", id="a"),
+            Message(role="tool", content="four", id="m"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("message", "found"),
+        [
+            (FunctionMessage("x", name="f"), "message 1 is a FunctionMessage: expected a human, AI, system or tool"),
+            (ChatMessage("x", role="narrator"), "message 1 is a ChatMessage"),
+            (RemoveMessage(id="x"), "message 1 is a RemoveMessage"),
+            (HumanMessage(IMAGE), "message 1 holds a block of type 'image': this is a text model"),
+            (AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), "message 1 calls tools"),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, BaseMessage) else "",
+    )
+    def test_what_it_does_not(self, message: BaseMessage, found: str) -> None:
+        with pytest.raises(MessageError, match=found):
+            to_engine([HumanMessage("hello"), message])
+
+    @pytest.mark.parametrize("handle", ["text", {}, {"session": "alice"}, None])
+    def test_a_strange_handle_is_none(self, handle: object) -> None:
+        message = AIMessage("x", id="m", response_metadata={"delta_mem": handle})
+        assert to_engine([message])[0].id == "m"
