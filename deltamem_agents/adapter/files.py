@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -110,25 +109,21 @@ def write_adapter(path: Path, config: DeltaMemConfig, tensors: dict[str, Tensor]
             raise AdapterError(f"{name} as {tensor.dtype} holds values that are not finite: not saved")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=path, prefix=".saving-"))
-    except OSError as error:
-        raise AdapterError(f"the adapter cannot be saved in {path}: {error}") from error
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, staging / WEIGHTS_FILE)
-        data = {
-            "format": FORMAT,
-            "backbone": backbone,
-            "weights": _sha256(staging / WEIGHTS_FILE),
-            "config": config.model_dump(mode="json"),
-        }
-        (staging / CONFIG_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        (staging / WEIGHTS_FILE).chmod((staging / CONFIG_FILE).stat().st_mode)  # safetensors makes it private
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(staging / name, path / name)
+        with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as folder:
+            staging = Path(folder)
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, staging / WEIGHTS_FILE)
+            data = {
+                "format": FORMAT,
+                "backbone": backbone,
+                "weights": _sha256(staging / WEIGHTS_FILE),
+                "config": config.model_dump(mode="json"),
+            }
+            (staging / CONFIG_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+            (staging / WEIGHTS_FILE).chmod((staging / CONFIG_FILE).stat().st_mode)  # safetensors makes it private
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                os.replace(staging / name, path / name)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"the adapter cannot be saved in {path}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def by_layer(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -145,9 +145,11 @@ class Planner:
     def _plan(
         self, request: Request, head: Snapshot | None, shown: tuple[Message, ...], new: tuple[Message, ...]
     ) -> Plan:
-        rendered = self.writer.render(shown, new, write=False)
+        measured = new or (Message(role="user", content=""),)  # in front of the window there may be nothing new
+        rendered = self.writer.render(shown, measured, write=False)
         lengths = rendered.lengths[len(shown) :]
-        fixed = len(rendered.ids) - sum(lengths) + len(self.writer.opening((*shown, *new)).ids)
+        fixed = len(rendered.ids) - sum(lengths) + len(self.writer.opening((*shown, *measured)).ids)
+        lengths = lengths if new else ()
         room = self._limit(request) - fixed
         self._check_fits(request, new, lengths, room, fixed)
         groups = in_groups(lengths, room)

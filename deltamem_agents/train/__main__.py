@@ -16,7 +16,7 @@ from deltamem_agents.train.recall import RecallTrainer, Recipe
 def train(
     output: Annotated[Path, typer.Argument(help="Folder for checkpoint, log and adapter; a run in it is resumed.")],
     model: Annotated[str, typer.Option(help='"bundled", a folder, or a hub id.')] = BUNDLED,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Recipe().steps,
+    until: Annotated[int | None, typer.Option(min=1, help="Stop at this step.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and episodes.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="Of the frozen backbone; bfloat16 is faster where the CPU has it.")
@@ -26,7 +26,7 @@ def train(
     """Trains a recall adapter for a frozen model, resuming where a stopped run left off."""
     torch.set_num_threads(threads)
     backbone, tokenizer = load_backbone(model, dtype=getattr(torch, dtype))
-    RecallTrainer(Recipe(steps=steps, seed=seed), backbone, tokenizer, output).run()
+    RecallTrainer(Recipe(seed=seed), backbone, tokenizer, output).run(until=until)
 
 
 if __name__ == "__main__":

@@ -33,37 +33,55 @@ from deltamem_agents.train.episodes import Episode, EpisodeMix, draw_episode
 from deltamem_agents.train.facts import ATTRIBUTES, SMALL_TALK, Values, training_vocabulary
 
 
+class Stage(BaseModel):
+    """A stretch of the curriculum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    until: int
+    """The step it ends before."""
+    facts: tuple[int, ...]
+    """Numbers of facts in an episode, drawn uniformly."""
+    open_share: float = 0.0
+    """Share of values from the open vocabulary."""
+    other_talk: int = 0
+    """At most this many messages of small talk and earlier questions in an episode."""
+    unrelated_every: int = 0
+    """Every so many steps also carry rows that must answer as the plain backbone does; 0: none do."""
+
+
 class Recipe(BaseModel):
     """How the default adapter is trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = 1100
-    """Optimiser steps."""
+    stages: tuple[Stage, ...] = (
+        Stage(until=420, facts=(1, 1, 2)),
+        Stage(until=450, facts=(1, 1, 2, 3), open_share=0.75, other_talk=1),
+        Stage(until=500, facts=(1, 1, 2, 3), open_share=0.75, other_talk=1, unrelated_every=1),
+        Stage(until=600, facts=(1, 1, 2, 3), open_share=0.6, other_talk=1, unrelated_every=3),
+        Stage(until=1000, facts=(1, 2, 3, 4), other_talk=2, unrelated_every=2),
+    )
+    """The curriculum; the last stage ends the training."""
     batch: int = 16
     """Recall episodes a step."""
     unrelated: int = 4
-    """Rows that must answer as the plain backbone does, once `unrelated_from` is reached."""
-    unrelated_from: int = 450
-    unrelated_every: int = 3
-    """Only every so many steps carry them: they cost as much as the recall rows."""
+    """Rows that must answer as the plain backbone does, in the steps that carry them."""
     unrelated_weight: float = 1.0
     learning_rate: float = 2e-3
     warm_up: int = 40
-    open_from: int = 420
-    """Step from which values come from the open vocabulary too."""
-    open_share: float = 0.6
     seed: int = 0
     evaluate_every: int = 50
     adapter: DeltaMemConfig = DeltaMemConfig()
 
-    def mix(self, step: int) -> EpisodeMix:
-        """The curriculum: few facts from closed lists, then open vocabulary, more facts and other talk."""
-        if step < self.open_from:
-            return EpisodeMix(facts=(1, 1, 2), open_share=0.0)
-        if step < 2 * self.open_from:
-            return EpisodeMix(facts=(1, 1, 2, 3), open_share=self.open_share, other_talk=1)
-        return EpisodeMix(facts=(1, 2, 3), open_share=self.open_share, other_talk=2)
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.stages[-1].until
+
+    def stage(self, step: int) -> Stage:
+        """The stage that `step` belongs to."""
+        return next(stage for stage in self.stages if step < stage.until)
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine to 2 %."""
@@ -122,10 +140,11 @@ class RecallTrainer:
     def _train_step(self) -> dict[str, float]:
         recipe = self.recipe
         together = self.rng.random() < 0.5
-        mix = recipe.mix(self.step)
-        if together:
-            mix = EpisodeMix(facts=mix.facts, open_share=mix.open_share, other_talk=mix.other_talk, replies=True)
-        on = self.step >= recipe.unrelated_from and self.step % recipe.unrelated_every == 0
+        stage = recipe.stage(self.step)
+        mix = EpisodeMix(
+            facts=stage.facts, open_share=stage.open_share, other_talk=stage.other_talk, replies=together
+        )
+        on = stage.unrelated_every and self.step % stage.unrelated_every == 0
         unrelated = recipe.unrelated if on else 0
         episodes = [draw_episode(mix, self.values, self.rng, split="train") for _ in range(recipe.batch + unrelated)]
         state = write_memories(self.model, self.template, [e.earlier for e in episodes], together=together)

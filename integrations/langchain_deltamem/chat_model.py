@@ -62,7 +62,7 @@ class ChatDeltaMem(SessionChatModel):
     engine: DeltaMemEngine | None = Field(default=None, exclude=True, repr=False)
     """An engine to use; then model, adapter, store, device and dtype are its own."""
 
-    recent_messages: int | None = None
+    recent_messages: int | None = Field(default=None, ge=0)
     """How many recent messages are also in the prompt, at least; None takes the engine's. 0: the memory alone."""
 
     max_new_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_new_tokens", "max_tokens"))
@@ -80,13 +80,14 @@ class ChatDeltaMem(SessionChatModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_remote(cls, values: Any) -> Any:
-        found = [name for name in REMOTE if isinstance(values, dict) and name in values]
+    def _without_remote(cls, values: object) -> object:
+        if not isinstance(values, dict):  # a model that is a field of another one is validated as it is
+            return values
+        found = [name for name in REMOTE if values.get(name) is not None]
         if found:
-            text = f"{', '.join(found)}: for remote services, without effect on this local model"
+            text = f"{', '.join(found)}: for remote services, without effect on a model in this process"
             warnings.warn(text, UserWarning, stacklevel=3)
-            return {name: value for name, value in values.items() if name not in found}
-        return values
+        return {name: value for name, value in values.items() if name not in REMOTE}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -128,8 +129,9 @@ class ChatDeltaMem(SessionChatModel):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A deep copy of the settings, on the same engine and store."""
-        shared = {id(thing): thing for thing in (self.engine, self.store) if thing is not None}
-        return super().__deepcopy__({**(memo or {}), **shared})
+        memo = {} if memo is None else memo
+        memo |= {id(shared): shared for shared in (self.engine, self.store) if shared is not None}
+        return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[Any, Any]:
         """What a pickle holds: settings, no weights.

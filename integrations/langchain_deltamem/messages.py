@@ -4,20 +4,20 @@ from collections.abc import Sequence
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from deltamem_agents import Message, MessageError, Role
+from deltamem_agents import MessageError, MessageLike, Role
 
 HANDLE = "delta_mem"
 """Where a reply carries its session and snapshot, in `response_metadata`."""
 
 
-def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
+def to_engine(messages: Sequence[BaseMessage]) -> list[MessageLike]:
     """Converts LangChain messages; ids and our own handles come along, so that the engine knows what it has seen.
 
     Raises:
         MessageError: names a message of a kind, or with content, that a text model cannot take.
     """
     return [
-        Message(role=_role(position, message), content=_text(position, message), id=_id(message))
+        {"role": _role(position, message), "content": _text(position, message), "id": _id(message)}
         for position, message in enumerate(messages)
     ]
 

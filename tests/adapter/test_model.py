@@ -563,9 +563,9 @@ class TestThreads:
             with pytest.raises(ArithmeticError):
                 model(ids, state=state)
             handle.remove()
-            assert torch.equal(model.backbone(ids).logits, plain)
-            hidden = torch.randn(1, 3, 32)
+            hidden = torch.randn(1, 6, 32)
             assert torch.equal(attention.q_proj(hidden), hidden @ attention.q_proj.weight.T)
+            assert torch.equal(model.backbone(ids).logits, plain)
             assert torch.equal(model(ids, state=state).logits, expected.logits)
 
 

@@ -1,9 +1,11 @@
 """What the engine must come to, in the plainest way: no KV cache, no store, one forward over the whole window."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
+from transformers import Cache
 
 from deltamem_agents import DeltaMemModel, MemoryState, Message
 from tests.chat import DEFAULT_SYSTEM, byte_tokenizer
@@ -35,49 +37,45 @@ def spans_of(ids: Sequence[int], granularity: str) -> list[int]:
 
 
 def naive_state(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part]) -> MemoryState:
-    """Replays messages from a state: token writes in one forward, span writes in a forward per message."""
+    """Replays messages from a state."""
+    return naive_feed(model, state, parts)[0]
+
+
+def naive_feed(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part]) -> tuple[MemoryState, Cache | None]:
+    """Token writes in one forward, span writes in a forward per message."""
     granularity = model.adapter.config.write_granularity
     with torch.no_grad():
         if granularity == "token":
             ids = [i for part, _ in parts for i in part]
             mask = [on for part, on in parts for _ in part]
-            return model(torch.tensor([ids]), state=state, write=torch.tensor([mask]), use_cache=False).state
+            return model(torch.tensor([ids]), state=state, write=torch.tensor([mask]), use_cache=False).state, None
         cache = None
         for ids, on in parts:
             spans = torch.tensor([spans_of(ids, granularity)]) if on else None
             out = model(torch.tensor([ids]), past_key_values=cache, state=state, write=on, spans=spans)
             state, cache = out.state, out.past_key_values
-        return state
+        return state, cache
 
 
 def naive_reply(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part], *, most: int) -> str:
-    """Greedy decoding that runs everything again for each token."""
+    """Greedy decoding that runs everything again for each token; a span write waits until the reply is over."""
     config = model.adapter.config
-    opening = encode("<|im_start|>assistant\n")
     writes = "assistant" in config.absorb_roles and config.write_granularity == "token"
-    reply: list[int] = []
+    opening, reply = encode("<|im_start|>assistant\n"), list[int]()
+    past, read = None, list[Part](parts)
+    if config.write_granularity != "token":  # each message read the state of its own time: only the cache still knows
+        (state, past), read = naive_feed(model, state, parts), []
     with torch.no_grad():
         while len(reply) < most:
-            logits = _last_logits(model, state, [*parts, (opening + reply, writes)])
-            token = int(logits.argmax())
+            fed = [*read, (opening + reply, writes)]
+            ids = [i for part, _ in fed for i in part]
+            mask = [on for part, on in fed for _ in part]
+            out = model(torch.tensor([ids]), past_key_values=deepcopy(past), state=state, write=torch.tensor([mask]))
+            token = int(out.logits[0, -1].argmax())
             if token == byte_tokenizer().eos_token_id:
                 break
             reply.append(token)
     return str(byte_tokenizer().decode(reply, skip_special_tokens=True))
-
-
-def _last_logits(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part]) -> torch.Tensor:
-    granularity = model.adapter.config.write_granularity
-    if granularity == "token":
-        ids = [i for part, _ in parts for i in part]
-        mask = [on for part, on in parts for _ in part]
-        return model(torch.tensor([ids]), state=state, write=torch.tensor([mask])).logits[0, -1]
-    cache = None
-    for ids, on in parts:
-        spans = torch.tensor([spans_of(ids, granularity)]) if on else None
-        out = model(torch.tensor([ids]), past_key_values=cache, state=state, write=on, spans=spans)
-        state, cache = out.state, out.past_key_values
-    return out.logits[0, -1]
 
 
 @dataclass

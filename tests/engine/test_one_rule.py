@@ -9,16 +9,14 @@ from tests.engine.ledger import WrittenTokens
 from tests.engine.reference import NaiveSession, message_ids
 
 USER, TOOLS, ALL = ("user",), ("user", "tool"), ("user", "assistant", "tool")
-TOKENS = 6
+TOKENS = 5
 CONVERSATION = [
     [("user", "hi")],
-    [("user", "the cat is Tom. It is old.\nReally!")],
+    [("user", "a cat. Old.\nSo!")],
     [("user", "ok"), ("tool", "12 degrees")],
     [("user", "hi")],
     [("tool", "the end")],
     [("user", "ok")],
-    [("user", "hi")],
-    [("user", "and the user is?")],
 ]
 
 
@@ -43,9 +41,10 @@ def reply(engine: DeltaMemEngine, messages: list[Message], session: str = "alice
     ("roles", "granularity", "recent"),
     [
         *((TOOLS, "token", recent) for recent in (0, 1, 2, 4, 8)),
-        *((roles, "token", recent) for roles in (USER, ALL) for recent in (0, 4)),
-        *((roles, "message_mean", recent) for roles in (TOOLS, ALL) for recent in (0, 4)),
-        *((roles, "sentence_mean", 4) for roles in (TOOLS, ALL)),
+        (USER, "token", 4),
+        *((ALL, "token", recent) for recent in (0, 4)),
+        *((roles, "message_mean", 4) for roles in (TOOLS, ALL)),
+        (ALL, "sentence_mean", 4),
     ],
 )
 def test_every_state_and_reply_is_that_of_a_replay_with_a_warm_cache_and_without(
@@ -192,13 +191,13 @@ def test_histories_longer_than_the_context_lose_nothing(start: Start) -> None:
 
 
 def test_max_prompt_tokens_bounds_every_prompt(start: Start) -> None:
-    engine = start(max_prompt_tokens=120, recent_messages=100)
+    engine = start(max_prompt_tokens=300, recent_messages=100)
     cached = []
-    for number in range(12):
+    for number in range(16):
         turn = reply(engine, [user(f"number {number}")])
-        assert turn.usage.prompt_tokens <= 120
+        assert turn.usage.prompt_tokens <= 300
         cached.append(turn.usage.cached_tokens > 0)
-    assert sum(cached[4:]) >= 2, "the window moves in blocks, so the cache serves some turns between"
+    assert sum(cached[8:]) >= 3, "the window moves in blocks, so the cache serves some turns between"
 
 
 def test_a_smaller_window_for_one_call_does_not_cost_the_next_its_own(start: Start) -> None:

@@ -10,6 +10,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import LLMResult
+from langchain_core.runnables import RunnableConfig
 from langchain_deltamem import ChatDeltaMem
 
 from deltamem_agents import DeltaMemEngine
@@ -35,7 +36,7 @@ class TestSameText:
         assert "".join([str(chunk.content) async for chunk in settled.astream(PROMPT)]) == expected
 
     async def test_batches_say_the_same(self, model: ChatDeltaMem) -> None:
-        prompts = [PROMPT, "What?", PROMPT]
+        prompts: list[Any] = [PROMPT, "What?", PROMPT]
         expected = [model.invoke(prompt).content for prompt in prompts]
         assert [reply.content for reply in model.batch(prompts)] == expected
         assert [reply.content for reply in await model.abatch(prompts)] == expected
@@ -59,7 +60,7 @@ class TestSameText:
         tokens: list[str] = []
 
         class Handler(BaseCallbackHandler):
-            def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+            def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
                 tokens.append(token)
 
         model = ChatDeltaMem(engine=engine, max_new_tokens=6, streaming=True)
@@ -101,7 +102,7 @@ class TestMetadata:
 
     @pytest.mark.parametrize("calling", ["stateless", "read", "off"])
     def test_no_handle_where_nothing_was_kept(self, model: ChatDeltaMem, calling: str) -> None:
-        keywords = {} if calling == "stateless" else {"session_id": "alice", "memory": calling}
+        keywords: dict[str, Any] = {} if calling == "stateless" else {"session_id": "alice", "memory": calling}
         assert "delta_mem" not in model.invoke(PROMPT, **keywords).response_metadata
 
     async def test_one_chunk_says_it(self, model: ChatDeltaMem) -> None:
@@ -127,7 +128,7 @@ class TestMetadata:
         tokens, ends = [], []
 
         class Handler(BaseCallbackHandler):
-            def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+            def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
                 tokens.append(token)
 
             def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
@@ -147,8 +148,8 @@ class TestMetadata:
 
 class TestEvents:
     async def test_v2_events(self, model: ChatDeltaMem) -> None:
-        config = {"configurable": {"session_id": "alice"}}
-        events = [event async for event in model.astream_events(PROMPT, config, version="v2")]  # type: ignore[arg-type]
+        config: RunnableConfig = {"configurable": {"session_id": "alice"}}
+        events = [event async for event in model.astream_events(PROMPT, config, version="v2")]
         assert [event["event"] for event in (events[0], events[-1])] == ["on_chat_model_start", "on_chat_model_end"]
         output = events[-1]["data"]["output"]
         assert output.response_metadata["delta_mem"]["session"] == "alice"

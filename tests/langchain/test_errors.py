@@ -20,6 +20,7 @@ from langchain_deltamem.messages import to_engine
 
 import deltamem_agents
 from deltamem_agents import DeltaMemEngine, GenerationError, Message, MessageError, SessionError
+from deltamem_agents.messages import as_messages
 
 IMAGE: Any = [{"type": "text", "text": "What is this?"}, {"type": "image", "url": "https://example.org/dog.png"}]
 
@@ -68,6 +69,10 @@ class TestCalls:
             with pytest.raises(MessageError, match="nothing to reply to"):
                 await call(model, messages)
 
+    async def test_no_unicode(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        with pytest.raises(MessageError, match="message 0 is not valid"):
+            await call(model, "\ud800")
+
     async def test_a_bad_message_leaves_the_session(
         self, model: ChatDeltaMem, engine: DeltaMemEngine, call: Callable[..., Any]
     ) -> None:
@@ -85,7 +90,7 @@ class TestMessages:
             AIMessage([], id="a"),
             ToolMessage("four", tool_call_id="t", id="m"),
         ]
-        assert to_engine(messages) == [
+        assert as_messages(to_engine(messages)) == [
             Message(role="system", content="Be kind."),
             Message(role="user", content="one\ntwo", id="h"),
             Message(role="assistant", content="three", id="lc_run--1"),
@@ -96,8 +101,11 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("message", "found"),
         [
-            (FunctionMessage("x", name="f"), "message 1 is a FunctionMessage: expected a human, AI, system or tool"),
-            (ChatMessage("x", role="narrator"), "message 1 is a ChatMessage"),
+            (
+                FunctionMessage(content="x", name="f"),
+                "message 1 is a FunctionMessage: expected a human, AI, system or tool",
+            ),
+            (ChatMessage(content="x", role="narrator"), "message 1 is a ChatMessage"),
             (RemoveMessage(id="x"), "message 1 is a RemoveMessage"),
             (HumanMessage(IMAGE), "message 1 holds a block of type 'image': this is a text model"),
             (AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), "message 1 calls tools"),
@@ -111,4 +119,4 @@ class TestMessages:
     @pytest.mark.parametrize("handle", ["text", {}, {"session": "alice"}, None])
     def test_a_strange_handle_is_none(self, handle: object) -> None:
         message = AIMessage("x", id="m", response_metadata={"delta_mem": handle})
-        assert to_engine([message])[0].id == "m"
+        assert as_messages(to_engine([message]))[0].id == "m"

@@ -51,7 +51,7 @@ class TestFullHistory:
     def test_by_ids_of_a_reducer(self, alice: ChatDeltaMem, said: Said) -> None:
         history: Any = []
         for text in TEXTS:
-            history = add_messages(history, [HumanMessage(text)])  # type: ignore[assignment]
+            history = add_messages(history, [HumanMessage(text)])
             history = add_messages(history, [alice.invoke(history)])
         assert all(message.id for message in history)
         assert said("alice") == lines(history)
@@ -73,7 +73,7 @@ class TestFullHistory:
         assert [entry.message_id for entry in entries] == ["h1", reply.response_metadata[HANDLE]["snapshot"]]
         assert reply.id is not None
         assert reply.id.startswith("lc_run-")  # core's own, kept
-        assert to_engine([reply])[0].id == info.head
+        assert dict(to_engine([reply])[0])["id"] == info.head
 
     def test_an_edited_reply_with_its_handle_is_not_new(self, alice: ChatDeltaMem, said: Said) -> None:
         """Guards and formatters rewrite replies; the handle says which one it was."""

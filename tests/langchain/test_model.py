@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd, dumps
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_deltamem import ChatDeltaMem
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deltamem_agents import DeltaMemEngine, GenerationError, MemoryStore, bundled_is_cached
 
@@ -34,6 +32,10 @@ class TestConstructor:
     def test_impossible_settings_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(GenerationError, match=next(iter(options))):
             ChatDeltaMem(**options)
+
+    def test_a_window_is_no_less_than_nothing(self) -> None:
+        with pytest.raises(ValidationError, match="recent_messages"):
+            ChatDeltaMem(recent_messages=-1)
 
     def test_two_names_for_one_setting_are_refused(self) -> None:
         with pytest.raises(ValidationError, match="max_tokens"):
@@ -93,6 +95,12 @@ class TestCopies:
             assert copied.engine is engine
             assert copied.invoke("hello").content == model.invoke("hello").content
 
+    def test_as_a_field(self, model: ChatDeltaMem) -> None:
+        class Settings(BaseModel):
+            chat: ChatDeltaMem
+
+        assert Settings(chat=model).chat.engine is model.engine
+
     def test_a_deep_copy_has_its_own_settings(self, engine: DeltaMemEngine) -> None:
         model = ChatDeltaMem(engine=engine, stop=["a"])
         copied = copy.deepcopy([model])[0]
@@ -109,7 +117,7 @@ class TestCopies:
 
     def test_an_engine_cannot_be_pickled(self, model: ChatDeltaMem) -> None:
         for unpicklable in (model, ChatDeltaMem(store=MemoryStore())):
-            with pytest.raises(TypeError, match="cannot be pickled: .* name model, adapter and a store's path or URL"):
+            with pytest.raises(TypeError, match=r"cannot be pickled: .* name model, adapter and a"):
                 pickle.dumps(unpicklable)
 
     def test_serialised_without_weights_or_secrets(self, model: ChatDeltaMem) -> None:
@@ -193,10 +201,3 @@ class TestTokens:
 
     def test_a_counter_of_one_s_own(self, engine: DeltaMemEngine) -> None:
         assert ChatDeltaMem(engine=engine, custom_get_token_ids=lambda text: [0]).get_num_tokens("hello") == 1
-
-
-def test_the_chat_model_needs_langchain_core_only() -> None:
-    """`langchain` and `langgraph` are for agents."""
-    code = "import sys, langchain_deltamem; print(*{m.partition('.')[0] for m in sys.modules} & {'langchain', 'langgraph'})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []

@@ -217,9 +217,21 @@ class TestAgents:
             last = items[-1]["messages"][-1] if mode == "values" else items[-1]["model"]["messages"][-1]
             assert last.content == reply.content
 
-    async def test_events(self, agent: Any, config: RunnableConfig, said: Said) -> None:
-        events = [event["event"] async for event in agent.astream_events(HELLO, config, version="v2")]
-        assert events.count("on_chat_model_end") == 1
+    @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+    async def test_events_of_every_version(self, agent: Any, config: RunnableConfig, said: Said) -> None:
+        """Version v3 keeps the reply as content blocks: the next turn knows it all the same."""
+        for version in ("v1", "v2"):
+            events = [event["event"] async for event in agent.astream_events(HELLO, config, version=version)]
+            assert events.count("on_chat_model_end") == 1
+        await (await agent.astream_events(HELLO, config, version="v3")).output()
+        state = agent.stream_events(HELLO, config, version="v3").output
+        assert len(said("alice")) == 8
+        assert [text for _, text in said("alice")] == [message.text for message in state["messages"]]
+
+    def test_inside_another_graph(self, model: ChatDeltaMem, said: Said) -> None:
+        agent = create_agent(model)
+        outer = RunnableLambda(lambda state: agent.invoke(state))
+        outer.invoke(HELLO, ALICE)
         assert len(said("alice")) == 2
 
     def test_the_model_s_own_session(self, model: ChatDeltaMem, said: Said) -> None:

@@ -12,7 +12,7 @@ from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import ConfigError, TrainingError
 from deltamem_agents.messages import Message
 from deltamem_agents.train.batches import answer_rows, write_memories
-from deltamem_agents.train.recall import RecallTrainer, Recipe
+from deltamem_agents.train.recall import RecallTrainer, Recipe, Stage
 from tests.builders import randomised
 
 SMALL = DeltaMemConfig(rank=4, num_state_heads=2)
@@ -27,9 +27,9 @@ TALK = [
 
 
 def recipe(**changes: object) -> Recipe:
-    sizes = {"batch": 3, "unrelated": 2, "steps": 4, "adapter": SMALL}
-    times = {"unrelated_from": 1, "unrelated_every": 1, "open_from": 1, "warm_up": 2, "evaluate_every": 2}
-    return Recipe.model_validate({**sizes, **times, **changes})
+    stages = (Stage(until=1, facts=(1,)), Stage(until=4, facts=(1, 2), open_share=0.5, other_talk=1, unrelated_every=1))
+    sizes = {"batch": 3, "unrelated": 2, "stages": stages, "adapter": SMALL}
+    return Recipe.model_validate({**sizes, "warm_up": 2, "evaluate_every": 2, **changes})
 
 
 def test_written_memories_are_those_of_one_forward_with_reads_off(
