@@ -152,7 +152,7 @@ class AttachedLayer:
         heads = layer.config.delta_heads
         self.handles: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.register_forward_hook(self._after),
+            module.register_forward_hook(self._after, always_call=True),
         ]
         if "o" in heads:
             self.handles.append(getattr(module, site.output_name).register_forward_hook(self._correct_o))

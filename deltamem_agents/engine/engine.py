@@ -222,7 +222,7 @@ class DeltaMemEngine:
         recent_messages: int | None = None,
         **options: object,
     ) -> AsyncIterator[str | Turn]:
-        """`stream` for an event loop."""
+        """`stream` for an event loop. Use `contextlib.aclosing` where you may leave early: Python closes it late else."""
         request = self._request(messages, session, thread, memory, recent_messages, options)
         return self._worker.astream(self._turn(request))
 

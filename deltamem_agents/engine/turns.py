@@ -96,12 +96,14 @@ class TurnRunner:
     def finish(self, prepared: Prepared, lane: Lane) -> Turn:
         """Commits a turn whose reply is complete; a cancelled one leaves the session as it was."""
         request, plan = prepared.request, prepared.plan
-        if lane.finish_reason is None or lane.finish_reason == "cancelled" or lane.cancelled():
+        if lane.finish_reason is None or lane.finish_reason == "cancelled":
             raise cancelled_error()
         snapshot = uuid.uuid4().hex if request.session is not None and request.memory == "read_write" else None
         reply = Message(role="assistant", content=lane.stream.text, id=snapshot)
         if request.session is not None and snapshot is not None:
             row = self._after_reply(plan, reply, lane.row)
+            if lane.cancelled():
+                raise cancelled_error()
             try:
                 self._commit(request, plan, row.state, id=snapshot, reply=reply)
                 self._keep_warm(request.session, _Warm(snapshot, plan.window.start_id, row))

@@ -1,7 +1,6 @@
 """One thread owns the model; callers queue work and receive what it yields."""
 
 import asyncio
-import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deltamem_agents.errors import DeltaMemError, GenerationError
+from deltamem_agents.errors import GenerationError
 
 T = TypeVar("T")
 _CLOSED = "this engine is closed: make a new one"
@@ -97,6 +96,7 @@ class Worker:
             yield _unwrap(item)
         finally:
             cancelled.set()
+            future.cancel()
 
 
 def _ignore(text: str) -> None:
@@ -119,5 +119,4 @@ def _unwrap(done: _Done[T]) -> T:
 def _settle(future: "Future[T]") -> None:
     """Waits until cancelled work has stopped, so that nothing of it is still under way."""
     if not future.cancel():
-        with contextlib.suppress(DeltaMemError, RuntimeError):
-            future.exception()
+        future.exception()

@@ -16,6 +16,7 @@ from deltamem_agents.train.episodes import Episode, EpisodeMix, draw_episode
 from deltamem_agents.train.facts import Values, training_vocabulary
 
 Condition = Literal["own", "swapped", "frozen"]
+ValueKind = Literal["listed", "unseen"]
 CONDITIONS: tuple[Condition, ...] = ("own", "swapped", "frozen")
 ANSWER_TOKENS = 16
 REPLY_TOKENS = 8  # replies are read past, not absorbed: a short one changes nothing
@@ -26,7 +27,7 @@ class RecallRow:
     """Right answers of one kind of episode under one condition."""
 
     facts: int
-    values: Literal["listed", "unseen"]
+    values: ValueKind
     """From lists that training knew, or words that never occurred in training."""
     condition: Condition
     right: int
@@ -71,6 +72,7 @@ def evaluate_recall(
     *,
     episodes: int = 200,
     facts: Sequence[int] = (1, 3),
+    values: Sequence[ValueKind] = ("listed", "unseen"),
     seed: int = 0,
     together: int = 20,
     progress: Callable[[str], None] | None = None,
@@ -84,17 +86,18 @@ def evaluate_recall(
         engine: the engine; its sessions named `recall-…` are deleted afterwards.
         episodes: of each kind, at least two.
         facts: how many facts an episode tells; one kind of episode for each number.
+        values: whether values come from lists that training knew, or are words that never occurred in training.
         seed: draws the episodes.
         together: how many sessions are decoded together.
         progress: called with a line for each row that is done.
     """
-    values = Values(training_vocabulary(engine.tokenizer))
+    vocabulary = Values(training_vocabulary(engine.tokenizer))
     rows = []
     for count in facts:
-        for name in ("listed", "unseen"):
+        for name in values:
             mix = EpisodeMix(facts=(count,), open_share=0.0 if name == "listed" else 1.0)
             rng = random.Random(f"recall {seed} {count} {name}")
-            drawn = [draw_episode(mix, values, rng, split="test") for _ in range(episodes)]
+            drawn = [draw_episode(mix, vocabulary, rng, split="test") for _ in range(episodes)]
             right = dict.fromkeys(CONDITIONS, 0)
             groups = math.ceil(episodes / together)  # of even sizes, so that each has somebody to swap with
             for group in range(groups):

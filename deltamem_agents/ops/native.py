@@ -52,7 +52,7 @@ def native_delta_rule(
     for name, tensor in per_token.items():
         _require(name, tensor, (batch, tokens, heads, rank))
     _require("state", state, (batch, heads, rank, rank))
-    reads, new_state = torch.empty(batch, tokens, heads, rank), torch.empty(batch, heads, rank, rank)
+    reads, new_state = q.new_empty(q.shape), state.new_empty(state.shape)
     scan(*[x.detach().contiguous().numpy() for x in (*per_token.values(), state, reads, new_state)])
     return reads, new_state
 
@@ -107,9 +107,9 @@ def native_gated_delta_rule(
     _require("projected", projected, (batch, tokens, 3 * width + kinds * gates if writes else projected.shape[-1]))
     if writable is not None:
         _require("writable", writable, (batch, tokens), torch.bool)
-    reads = torch.empty(batch, tokens, heads, rank)
+    reads = state.new_empty(batch, tokens, heads, rank)
     start = state.detach().contiguous().numpy()
-    new_state = torch.empty(batch, heads, rank, rank) if writes else state
+    new_state = torch.empty_like(state, memory_format=torch.contiguous_format) if writes else state
     fused(
         projected.detach().contiguous().numpy(),
         gate_bias.detach().contiguous().numpy().reshape(kinds, gates),

@@ -60,7 +60,7 @@ class Recipe(BaseModel):
         Stage(until=450, facts=(1, 1, 2, 3), open_share=0.75, other_talk=1),
         Stage(until=500, facts=(1, 1, 2, 3), open_share=0.75, other_talk=1, unrelated_every=1),
         Stage(until=600, facts=(1, 1, 2, 3), open_share=0.6, other_talk=1, unrelated_every=3),
-        Stage(until=1000, facts=(1, 2, 3, 4), other_talk=2, unrelated_every=2),
+        Stage(until=850, facts=(1, 2, 3, 4), other_talk=2, unrelated_every=2),
     )
     """The curriculum; the last stage ends the training."""
     batch: int = 16

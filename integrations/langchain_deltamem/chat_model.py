@@ -217,7 +217,7 @@ class ChatDeltaMem(SessionChatModel):
             async for item in engine.astream(to_engine(messages), **self._options(stop, kwargs)):
                 yield self._chunk(item)
 
-    def _options(self, stop: Sequence[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The engine's keywords for one call: the model's own settings, overridden by the call's."""
         if "session_id" not in kwargs:  # `generate` and its kind are called past `invoke`
             kwargs = self._resolved(None, kwargs)
@@ -230,7 +230,7 @@ class ChatDeltaMem(SessionChatModel):
         options = {**own, **call}
         options["session"] = options.pop("session_id", None)
         ends = self.stop if stop is None else stop
-        return {**options, "stop": tuple(ends or ())}
+        return {**options, "stop": () if ends is None else ends}
 
     def _metadata(self, turn: Turn) -> dict[str, Any]:
         metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": turn.finish_reason}

@@ -46,8 +46,8 @@ class TestSameText:
         list(model.stream(PROMPT, session_id="streamed"))
         assert engine.state("invoked").tensor.allclose(engine.state("streamed").tensor, atol=1e-5)
 
-    @pytest.mark.parametrize("stop", [["Y"], []])
-    def test_stop_of_the_call_beats_the_model_s(self, model: ChatDeltaMem, stop: list[str]) -> None:
+    @pytest.mark.parametrize("stop", [["Y"], [], "gY"])
+    def test_stop_of_the_call_beats_the_model_s(self, model: ChatDeltaMem, stop: Any) -> None:
         stopping = model.model_copy(update={"stop": ["Z"], "max_new_tokens": 12})
         assert stopping.invoke(PROMPT, stop=stop).content == model.invoke(PROMPT, stop=stop, max_new_tokens=12).content
 
