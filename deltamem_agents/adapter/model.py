@@ -148,7 +148,8 @@ class DeltaMemModel(nn.Module):
         return MemoryState(torch.stack([cast("Tensor", n).to(bound.state.device) for n in bound.new], 1))
 
     def _checked(self, state: MemoryState, rows: int) -> MemoryState:
-        expected = (rows, *self.adapter.zero_state(1).tensor.shape[1:])
+        config = self.adapter.config
+        expected = (rows, len(self._attached), config.num_state_heads, config.rank, config.rank)
         if tuple(state.tensor.shape) != expected:
             raise StateError(f"state has shape {list(state.tensor.shape)}, expected {list(expected)} for these rows")
         if state.tensor.device != self.device:

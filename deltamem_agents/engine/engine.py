@@ -1,7 +1,7 @@
 """The engine: a frozen model, its memory, and the sessions that live in a store."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Self
@@ -24,7 +24,7 @@ from deltamem_agents.engine.records import (
     Turn,
     check_session_name,
 )
-from deltamem_agents.engine.turns import TurnRunner, cancelled_error
+from deltamem_agents.engine.turns import Decoded, TurnRunner, cancelled_error
 from deltamem_agents.engine.worker import Emit, Work, Worker
 from deltamem_agents.errors import ConfigError, DeltaMemError, GenerationError, SessionError, SessionNotFoundError
 from deltamem_agents.generation import GenerationOptions, decode
@@ -208,9 +208,12 @@ class DeltaMemEngine:
         recent_messages: int | None = None,
         **options: object,
     ) -> Iterator[str | Turn]:
-        """Yields the reply's text as it comes, then the `Turn`. Leaving before its end leaves the session as it was."""
-        request = self._request(messages, session, thread, memory, recent_messages, options)
-        return self._worker.stream(self._turn(request))
+        """Yields the reply's text as it comes, then the `Turn`.
+
+        The turn is committed when the reader asks for the `Turn`: leaving before that leaves the session as it was,
+        even if the reply is complete by then.
+        """
+        return self._stream(self._request(messages, session, thread, memory, recent_messages, options))
 
     def astream(
         self,
@@ -222,9 +225,8 @@ class DeltaMemEngine:
         recent_messages: int | None = None,
         **options: object,
     ) -> AsyncIterator[str | Turn]:
-        """`stream` for an event loop. Use `contextlib.aclosing` where you may leave early: Python closes it late else."""
-        request = self._request(messages, session, thread, memory, recent_messages, options)
-        return self._worker.astream(self._turn(request))
+        """`stream` for an event loop. To leave early, use `contextlib.aclosing`: Python alone closes it late."""
+        return self._astream(self._request(messages, session, thread, memory, recent_messages, options))
 
     def batch(
         self,
@@ -347,6 +349,22 @@ class DeltaMemEngine:
 
         return work
 
+    def _stream(self, request: Request) -> Iterator[str | Turn]:
+        with closing(self._worker.stream(self._decoding(request))) as items:
+            for item in items:
+                yield item if isinstance(item, str) else self._worker.run(self._finishing(item))
+
+    async def _astream(self, request: Request) -> AsyncIterator[str | Turn]:
+        async with aclosing(self._worker.astream(self._decoding(request))) as items:
+            async for item in items:
+                yield item if isinstance(item, str) else await self._worker.arun(self._finishing(item))
+
+    def _decoding(self, request: Request) -> Work[list[Decoded]]:
+        return lambda emit, cancelled: self._decode([request], emit, cancelled)
+
+    def _finishing(self, decoded: list[Decoded]) -> Work[Turn]:
+        return lambda emit, cancelled: self._finish(decoded, cancelled)[0]
+
     def _run_batch(self, requests: Sequence[Request], cancelled: Event) -> list[Turn]:
         """Waves of distinct sessions, so that turns of one session follow each other."""
         turns: dict[int, Turn] = {}
@@ -365,15 +383,23 @@ class DeltaMemEngine:
             waiting = later
         return [turns[index] for index in range(len(requests))]
 
-    @torch.inference_mode()
     def _run(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Turn]:
+        return self._finish(self._decode(requests, emit, cancelled), cancelled)
+
+    @torch.inference_mode()
+    def _decode(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Decoded]:
         if cancelled.is_set():
             raise cancelled_error()
         with _model_errors():
             prepared = [self._turns.prepare(request) for request in requests]
             lanes = [self._turns.lane(p, emit, cancelled.is_set) for p in prepared]
             decode(self.model, lanes, self._ends)
-            return [self._turns.finish(p, lane) for p, lane in zip(prepared, lanes, strict=True)]
+        return list(zip(prepared, lanes, strict=True))
+
+    @torch.inference_mode()
+    def _finish(self, decoded: Sequence[Decoded], cancelled: Event) -> list[Turn]:
+        with _model_errors():
+            return [self._turns.finish(prepared, lane, cancelled.is_set) for prepared, lane in decoded]
 
 
 @contextmanager

@@ -102,15 +102,14 @@ class Planner:
             MessageError: there is nothing to reply to.
         """
         if request.messages[-1].role in ("assistant", "system"):
-            raise MessageError(
-                f"there is nothing to reply to: the last message is the {request.messages[-1].role}'s; add a user message"
-            )
+            last = request.messages[-1].role
+            raise MessageError(f"there is nothing to reply to: the last message is the {last}'s; add a user message")
         tokens = len(self.writer.render(request.messages, (), write=False).ids)
         tokens += len(self.writer.opening(request.messages).ids)
         if tokens > self._limit(request):
             raise ContextOverflowError(
-                f"the prompt has {tokens} tokens, but {self._limit(request)} fit ({self._budget(request)}): shorten it, or "
-                "name a session, whose memory takes in what does not fit"
+                f"the prompt has {tokens} tokens, but {self._limit(request)} fit ({self._budget(request)}): shorten "
+                "it, or name a session, whose memory takes in what does not fit"
             )
         return Plan(None, Window(None, ()), request.messages, (), (), (0,))
 
@@ -171,7 +170,8 @@ class Planner:
         return min(self.max_prompt_tokens or room, room)
 
     def _budget(self, request: Request) -> str:
-        return f"context {self.context}, reply {request.options.max_new_tokens}, max_prompt_tokens {self.max_prompt_tokens}"
+        reply = request.options.max_new_tokens
+        return f"context {self.context}, reply {reply}, max_prompt_tokens {self.max_prompt_tokens}"
 
     def _check_fits(
         self, request: Request, messages: Sequence[Message], lengths: Sequence[int], room: int, fixed: int
@@ -184,6 +184,6 @@ class Planner:
         for position, (message, length) in enumerate(zip(messages, lengths, strict=True)):
             if length > room:
                 raise ContextOverflowError(
-                    f"new message {position} ({message.role}) has {length} tokens, but {room} fit beside {fixed} tokens of "
-                    f"system prompt and shown context ({self._budget(request)}): shorten or split it"
+                    f"new message {position} ({message.role}) has {length} tokens, but {room} fit beside {fixed} "
+                    f"tokens of system prompt and shown context ({self._budget(request)}): shorten or split it"
                 )

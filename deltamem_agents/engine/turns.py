@@ -33,6 +33,10 @@ class Prepared:
     cached_tokens: int
 
 
+Decoded = tuple[Prepared, Lane]
+"""A turn whose reply is complete, or cancelled, but not committed."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Warm:
     """The KV cache that a session's last turn left behind."""
@@ -93,7 +97,7 @@ class TurnRunner:
         stream = TextStream(self.writer.template.tokenizer, options.stop)
         return Lane(prepared.row, prepared.logits, options, stream, write, emit, cancelled)
 
-    def finish(self, prepared: Prepared, lane: Lane) -> Turn:
+    def finish(self, prepared: Prepared, lane: Lane, cancelled: Callable[[], bool]) -> Turn:
         """Commits a turn whose reply is complete; a cancelled one leaves the session as it was."""
         request, plan = prepared.request, prepared.plan
         if lane.finish_reason is None or lane.finish_reason == "cancelled":
@@ -102,7 +106,7 @@ class TurnRunner:
         reply = Message(role="assistant", content=lane.stream.text, id=snapshot)
         if request.session is not None and snapshot is not None:
             row = self._after_reply(plan, reply, lane.row)
-            if lane.cancelled():
+            if cancelled():
                 raise cancelled_error()
             try:
                 self._commit(request, plan, row.state, id=snapshot, reply=reply)
@@ -126,7 +130,7 @@ class TurnRunner:
         self._warm.pop(session, None)
 
     def _start_state(self, plan: Plan) -> MemoryState:
-        """The state before the prompt: at the window's start, after groups of new messages that are not in the prompt."""
+        """The state before the prompt: at the window's start, and after the new messages that are not in the prompt."""
         if plan.window.start is None:
             state = self.model.zero_state()
         else:

@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -64,7 +64,7 @@ class Worker:
             cancelled.set()
             raise
 
-    def stream(self, work: Work[T]) -> Iterator[str | T]:
+    def stream(self, work: Work[T]) -> Generator[str | T, None, None]:
         """Yields text as it comes, then the result. Leaving early cancels the work and waits for it to stop."""
         cancelled = threading.Event()
         items: queue.SimpleQueue[str | _Done[T]] = queue.SimpleQueue()
@@ -78,7 +78,7 @@ class Worker:
             cancelled.set()
             _settle(future)
 
-    async def astream(self, work: Work[T]) -> AsyncIterator[str | T]:
+    async def astream(self, work: Work[T]) -> AsyncGenerator[str | T, None]:
         """`stream` for an event loop."""
         cancelled = threading.Event()
         loop = asyncio.get_running_loop()

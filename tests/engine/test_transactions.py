@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -149,18 +149,44 @@ def test_a_turn_that_is_not_complete_leaves_the_session_as_it_was(
         assert near(engine.state("alice"), untouched.state("alice"))
 
 
-def test_a_caller_who_leaves_before_the_turn_is_kept_keeps_nothing(start: Start) -> None:
-    """All text was there, but the reply's last tokens were still being written."""
+def test_a_reader_who_has_all_text_but_not_the_turn_keeps_nothing(start: Start) -> None:
+    engine = start()
+    whole = reply(engine, "hi", "bob").reply.content
+    stream, text = engine.stream([user("hi")], session="alice", max_new_tokens=TOKENS), ""
+    while text != whole:
+        text += str(next(stream))
+    stream.close()  # type: ignore[attr-defined]
+    assert engine.store.session("alice") is None
+
+
+async def test_a_task_that_is_cancelled_while_its_reply_is_written_keeps_nothing(start: Start) -> None:
     engine, gate = start(model_for(ALL)), Gate()
-    with before_forward(engine.model, TOKENS, gate):  # the prompt, all but one reply tokens, and then the rest
-        stream = engine.stream([user("hi")], session="alice", max_new_tokens=TOKENS)
-        text = ""
-        while not gate.reached.wait(0.01):
-            text += str(next(stream))
-        Thread(target=lambda: (time.sleep(0.2), gate.opened.set())).start()
-        stream.close()  # type: ignore[attr-defined]
-    assert text
+    with before_forward(engine.model, TOKENS, gate):  # after the prompt and all tokens of the reply but the last
+        task = asyncio.create_task(engine.agenerate([user("hi")], session="alice", max_new_tokens=TOKENS))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.opened.set()
+        await engine.agenerate([user("hi")], max_new_tokens=1)  # its work is behind us now
     assert engine.sessions() == []
+
+
+async def test_turns_between_a_reply_and_its_commit_come_first(start: Start) -> None:
+    """A reader who is slow to ask for the turn loses the race, and is replayed."""
+    model = model_for()
+    engine, naive = start(model), NaiveSession(model, 8)
+    whole = reply(engine, "hi", "bob").reply.content
+    stream, text = engine.stream([user("hi")], session="alice", max_new_tokens=TOKENS), ""
+    while text != whole:
+        text += str(next(stream))
+    other = reply(engine, "the cat")
+    turn = next(stream)
+    assert isinstance(turn, Turn)
+    naive.turn([user("the cat")], most=TOKENS, reply=other.reply.content)
+    naive.turn([user("hi")], most=TOKENS, reply=whole)
+    assert near(engine.state("alice"), naive.state)
+    assert reply(engine, "so").reply.content == naive.turn([user("so")], most=TOKENS)
 
 
 def test_an_error_of_the_store_at_the_commit_loses_only_that_turn(start: Start) -> None:
@@ -254,14 +280,25 @@ def test_a_closed_engine_says_so(start: Start) -> None:
         engine.sessions()
 
 
-def test_closing_finishes_what_is_under_way(start: Start) -> None:
+def test_closing_in_the_middle_of_a_stream_keeps_nothing_of_it(start: Start) -> None:
     engine = start()
     stream = engine.stream([user("hi")], session="alice", max_new_tokens=TOKENS)
     next(stream)
     engine.close()
-    *_, turn = stream
-    assert isinstance(turn, Turn)
-    assert start().sessions()[0].head == turn.snapshot
+    with pytest.raises(GenerationError, match="closed"):
+        list(stream)
+    assert start().sessions() == []
+
+
+def test_closing_finishes_what_is_queued(start: Start) -> None:
+    engine, gate = start(), Gate()
+    with before_forward(engine.model, 0, gate), ThreadPoolExecutor(2) as threads:
+        running = threads.submit(reply, engine, "hi")
+        assert gate.reached.wait(60)
+        closing = threads.submit(engine.close)
+        gate.opened.set()
+        closing.result()
+        assert start().sessions()[0].head == running.result().snapshot
 
 
 def test_what_is_forgotten_is_gone_from_the_cache_too(start: Start) -> None:

@@ -1,0 +1,151 @@
+"""The benchmark as a whole."""
+
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from deltamem_agents.backbone.load import BUNDLED
+from deltamem_agents.bench.forwards import batch_row, decode_row, prefill_row, profiles, scan_rows
+from deltamem_agents.bench.processes import memory_rows, state_rows
+from deltamem_agents.bench.report import BenchReport, BenchRow
+from deltamem_agents.bench.subject import Subject, load_subject
+from deltamem_agents.bench.turns import turn_row
+
+PREFILL, DECODE, TOGETHER, TURNS, STATE_MS, PEAK = 1.05, 1.10, 4.0, 1.05, 20.0, 1.02
+"""The project's targets, ratios unless they name a unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is measured."""
+
+    prefill: tuple[int, ...]
+    """Tokens of the prompts; the last has the target."""
+    prefill_repeats: int
+    cache: int
+    """Tokens in the KV cache where decoding begins."""
+    decode_repeats: int
+    sessions: int
+    """How many decode together."""
+    batch_repeats: int
+    early: int
+    """A turn of a conversation, and a `late` one that should take no longer."""
+    late: int
+    turn_repeats: int
+    scan: int
+    """Tokens of the scan."""
+    process_tokens: int
+    """Tokens of the prompt in processes whose memory is measured."""
+    process_repeats: int
+
+
+FULL = Sizes(
+    prefill=(512, 2048),
+    prefill_repeats=5,
+    cache=256,
+    decode_repeats=60,
+    sessions=8,
+    batch_repeats=20,
+    early=10,
+    late=100,
+    turn_repeats=10,
+    scan=2048,
+    process_tokens=512,
+    process_repeats=5,
+)
+QUICK = Sizes(
+    prefill=(128, 512),
+    prefill_repeats=3,
+    cache=64,
+    decode_repeats=15,
+    sessions=8,
+    batch_repeats=5,
+    early=4,
+    late=12,
+    turn_repeats=4,
+    scan=256,
+    process_tokens=64,
+    process_repeats=1,
+)
+"""Smaller and fewer: shows that everything runs, and roughly how fast."""
+
+
+def run_bench(
+    *,
+    quick: bool = False,
+    profile: bool = False,
+    seed: int = 0,
+    output: Path | None = None,
+    model: str | Path = BUNDLED,
+) -> BenchReport:
+    """Measures the memory against the frozen backbone on this machine: some minutes, or about one with `quick`.
+
+    Args:
+        quick: fewer and smaller cases.
+        profile: also run torch's profiler over decoding.
+        seed: of the random prompts, and of the adapter where none ships for the model.
+        output: also write the report there, as .md and .json.
+        model: "bundled", or a folder.
+
+    Raises:
+        BackboneError: the model cannot be loaded.
+        OSError: `output` cannot be written.
+    """
+    sizes = QUICK if quick else FULL
+    subject = load_subject(model, seed=seed)
+    rows = _forward_rows(subject, sizes, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        rows += _session_rows(subject, Path(folder), sizes)
+    rows += memory_rows(model, tokens=sizes.process_tokens, repeats=sizes.process_repeats, target=PEAK, seed=seed)
+    rows += scan_rows(subject, sizes.scan, repeats=3, seed=seed)
+    tables = profiles(subject, cache=sizes.cache, steps=8, seed=seed) if profile else {}
+    report = BenchReport(setup=_setup(subject, model, seed=seed, quick=quick), rows=tuple(rows), profiles=tables)
+    if output is not None:
+        report.save(output)
+    return report
+
+
+def _forward_rows(subject: Subject, sizes: Sizes, *, seed: int) -> list[BenchRow]:
+    repeats, cache = sizes.prefill_repeats, sizes.cache
+    goals = {tokens: PREFILL if tokens == sizes.prefill[-1] else None for tokens in sizes.prefill}
+    rows = [prefill_row(subject, n, repeats=repeats, target=goal, seed=seed) for n, goal in goals.items()]
+    repeats = sizes.decode_repeats
+    rows += [
+        decode_row(subject, cache=cache, repeats=repeats, write=write, target=DECODE, seed=seed)
+        for write in (True, False)
+    ]
+    together, repeats = sizes.sessions, sizes.batch_repeats
+    return [*rows, batch_row(subject, sessions=together, cache=cache, repeats=repeats, target=TOGETHER, seed=seed)]
+
+
+def _session_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow]:
+    early, late = sizes.early, sizes.late
+    turns = turn_row(subject, folder, early=early, late=late, repeats=sizes.turn_repeats, target=TURNS)
+    return [turns, *state_rows(subject, folder, repeats=sizes.process_repeats, target=STATE_MS)]
+
+
+def _setup(subject: Subject, model: str | Path, *, seed: int, quick: bool) -> dict[str, str]:
+    name, config = Path(model).name, subject.frozen.config
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores{load}, {platform.system()}",
+        "threads": str(torch.get_num_threads()),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+        "model": f"{name}, {subject.frozen.dtype}, {config._attn_implementation}; {subject.adapter} adapter",
+        "seed": str(seed),
+        "mode": "quick" if quick else "full",
+    }
+
+
+def _processor() -> str:
+    """The processor's name; the kernel knows more than `platform` does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
