@@ -1,4 +1,4 @@
-"""A tiny chat model: bytes and a few merges for tokens, ChatML with a default system prompt, random weights that matter."""
+"""A tiny chat model: bytes and a few merges for tokens, ChatML with a default system prompt, random weights."""
 
 from functools import cache
 

@@ -12,7 +12,7 @@ def sentence_spans(tokens: Sequence[str]) -> tuple[int, ...]:
     spans, current = [], 0
     for index, text in enumerate(tokens):
         spans.append(current)
-        following = tokens[index + 1] if index + 1 < len(tokens) else ""
+        following = text[len(text.rstrip()) :] or "".join(tokens[index + 1 : index + 2])
         ended = text.endswith("\n") or (text.rstrip().endswith((".", "!", "?")) and following[:1].isspace())
         current += ended
     return tuple(spans)

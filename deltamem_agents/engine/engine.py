@@ -1,9 +1,7 @@
 """The engine: a frozen model, its memory, and the sessions that live in a store."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Self
 
 import torch
@@ -24,10 +22,10 @@ from deltamem_agents.engine.records import (
     Turn,
     check_session_name,
 )
-from deltamem_agents.engine.turns import Decoded, TurnRunner, cancelled_error
-from deltamem_agents.engine.worker import Emit, Work, Worker
-from deltamem_agents.errors import ConfigError, DeltaMemError, GenerationError, SessionError, SessionNotFoundError
-from deltamem_agents.generation import GenerationOptions, decode
+from deltamem_agents.engine.service import TurnService
+from deltamem_agents.engine.turns import TurnRunner
+from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundError
+from deltamem_agents.generation import GenerationOptions
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import SessionInfo, StateStore, open_store
@@ -78,7 +76,6 @@ class DeltaMemEngine:
         self.fingerprint = (
             f"{backbone_fingerprint(backbone)}+{tokenizer_fingerprint(tokenizer)}+{model.adapter.fingerprint()}"
         )
-        self._ends = end_tokens(backbone, tokenizer)
         writer = PromptWriter(ChatTemplate(tokenizer), model.adapter.config)
         self.store = open_store(store)
         planner = Planner(
@@ -90,7 +87,7 @@ class DeltaMemEngine:
             recent_messages=recent_messages,
             transcript=transcript,
         )
-        self._turns = TurnRunner(
+        runner = TurnRunner(
             model,
             writer,
             planner,
@@ -99,7 +96,7 @@ class DeltaMemEngine:
             transcript=transcript,
             cache_bytes=cache_bytes,
         )
-        self._worker = Worker("deltamem")
+        self._service = TurnService(runner, end_tokens(backbone, tokenizer))
 
     @classmethod
     def from_pretrained(
@@ -182,7 +179,7 @@ class DeltaMemEngine:
             StoreError: the store cannot be read or written; then nothing was kept.
         """
         request = self._request(messages, session, thread, memory, recent_messages, options)
-        return self._worker.run(self._turn(request))
+        return self._service.run(request)
 
     async def agenerate(
         self,
@@ -196,7 +193,7 @@ class DeltaMemEngine:
     ) -> Turn:
         """`generate` for an event loop. Cancelling the task leaves the session as it was."""
         request = self._request(messages, session, thread, memory, recent_messages, options)
-        return await self._worker.arun(self._turn(request))
+        return await self._service.arun(request)
 
     def stream(
         self,
@@ -213,7 +210,7 @@ class DeltaMemEngine:
         The turn is committed when the reader asks for the `Turn`: leaving before that leaves the session as it was,
         even if the reply is complete by then.
         """
-        return self._stream(self._request(messages, session, thread, memory, recent_messages, options))
+        return self._service.stream(self._request(messages, session, thread, memory, recent_messages, options))
 
     def astream(
         self,
@@ -226,7 +223,7 @@ class DeltaMemEngine:
         **options: object,
     ) -> AsyncIterator[str | Turn]:
         """`stream` for an event loop. To leave early, use `contextlib.aclosing`: Python alone closes it late."""
-        return self._astream(self._request(messages, session, thread, memory, recent_messages, options))
+        return self._service.astream(self._request(messages, session, thread, memory, recent_messages, options))
 
     def batch(
         self,
@@ -253,7 +250,7 @@ class DeltaMemEngine:
             self._request(messages, session, None, memory, recent_messages, options)
             for messages, session in zip(conversations, sessions, strict=True)
         ]
-        return self._worker.run(lambda emit, cancelled: self._run_batch(requests, cancelled))
+        return self._service.batch(requests)
 
     def absorb(self, messages: Sequence[MessageLike], *, session: str, thread: str | None = None) -> str:
         """Writes messages into a session's memory without a reply. They are always taken as new.
@@ -262,13 +259,9 @@ class DeltaMemEngine:
             The id of the snapshot.
         """
         check_session_name(session)
-        request = self._request(messages, session, thread, "read_write", None, {"max_new_tokens": 1})
-
-        def work(emit: Emit, cancelled: Event) -> str:
-            with torch.inference_mode(), _model_errors():
-                return self._turns.absorb(request)
-
-        return self._worker.run(work)
+        return self._service.absorb(
+            self._request(messages, session, thread, "read_write", None, {"max_new_tokens": 1})
+        )
 
     # --- sessions
 
@@ -294,17 +287,11 @@ class DeltaMemEngine:
         Raises:
             SessionNotFoundError: there is no such session.
         """
-        check_session_name(session)
-
-        def work(emit: Emit, cancelled: Event) -> None:
-            self._turns.drop_warm(session)
-            self.store.forget(session)
-
-        self._worker.run(work)
+        self._service.forget(check_session_name(session))
 
     def close(self) -> None:
         """Finishes queued work and closes the store. The engine cannot be used afterwards."""
-        self._worker.close()
+        self._service.close()
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -342,78 +329,6 @@ class DeltaMemEngine:
             recent_messages=self.recent_messages if recent_messages is None else recent_messages,
             options=GenerationOptions.parse(options),
         )
-
-    def _turn(self, request: Request) -> Work[Turn]:
-        def work(emit: Emit, cancelled: Event) -> Turn:
-            return self._run([request], emit, cancelled)[0]
-
-        return work
-
-    def _stream(self, request: Request) -> Iterator[str | Turn]:
-        with closing(self._worker.stream(self._decoding(request))) as items:
-            for item in items:
-                yield item if isinstance(item, str) else self._worker.run(self._finishing(item))
-
-    async def _astream(self, request: Request) -> AsyncIterator[str | Turn]:
-        async with aclosing(self._worker.astream(self._decoding(request))) as items:
-            async for item in items:
-                yield item if isinstance(item, str) else await self._worker.arun(self._finishing(item))
-
-    def _decoding(self, request: Request) -> Work[list[Decoded]]:
-        return lambda emit, cancelled: self._decode([request], emit, cancelled)
-
-    def _finishing(self, decoded: list[Decoded]) -> Work[Turn]:
-        return lambda emit, cancelled: self._finish(decoded, cancelled)[0]
-
-    def _run_batch(self, requests: Sequence[Request], cancelled: Event) -> list[Turn]:
-        """Waves of distinct sessions, so that turns of one session follow each other."""
-        turns: dict[int, Turn] = {}
-        waiting = list(range(len(requests)))
-        while waiting:
-            wave, busy, later = [], set[str | None](), []
-            for index in waiting:
-                session = requests[index].session
-                if session is not None and session in busy:
-                    later.append(index)
-                else:
-                    wave.append(index)
-                    busy.add(session)
-            done = self._run([requests[i] for i in wave], lambda text: None, cancelled)
-            turns |= dict(zip(wave, done, strict=True))
-            waiting = later
-        return [turns[index] for index in range(len(requests))]
-
-    def _run(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Turn]:
-        return self._finish(self._decode(requests, emit, cancelled), cancelled)
-
-    @torch.inference_mode()
-    def _decode(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Decoded]:
-        if cancelled.is_set():
-            raise cancelled_error()
-        with _model_errors():
-            prepared = [self._turns.prepare(request) for request in requests]
-            lanes = [self._turns.lane(p, emit, cancelled.is_set) for p in prepared]
-            decode(self.model, lanes, self._ends)
-        return list(zip(prepared, lanes, strict=True))
-
-    @torch.inference_mode()
-    def _finish(self, decoded: Sequence[Decoded], cancelled: Event) -> list[Turn]:
-        with _model_errors():
-            return [self._turns.finish(prepared, lane, cancelled.is_set) for prepared, lane in decoded]
-
-
-@contextmanager
-def _model_errors() -> Iterator[None]:
-    """Out of memory and the like, as our own error."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, DeltaMemError):
-            raise
-        raise GenerationError(
-            f"the model failed ({type(error).__name__}: {error}): the session is as it was before; if memory ran out, "
-            "use fewer recent_messages, a smaller max_prompt_tokens or a smaller batch"
-        ) from error
 
 
 def _check_count(name: str, value: object, *, at_least: int) -> None:

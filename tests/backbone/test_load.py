@@ -10,6 +10,7 @@ import torch
 
 from deltamem_agents.backbone.load import context_length, end_tokens, load_backbone, tokenizer_fingerprint
 from deltamem_agents.errors import BackboneError, UnsupportedArchitectureError
+from tests.builders import tiny
 from tests.chat import byte_tokenizer, chat_backbone
 
 Damage = Callable[[Path], object]
@@ -96,6 +97,7 @@ def test_context_length_and_ends() -> None:
     assert backbone.generation_config is not None
     backbone.generation_config.eos_token_id = [7, 8]
     assert end_tokens(backbone, byte_tokenizer()) == {2, 7, 8}
-    backbone.config.max_position_embeddings = None
+    endless = tiny("Mamba")
+    del endless.config.max_position_embeddings
     with pytest.raises(UnsupportedArchitectureError, match=r"max_position_embeddings=None.*set it"):
-        context_length(backbone)
+        context_length(endless)

@@ -7,7 +7,8 @@ from deltamem_agents.backbone.spans import sentence_spans
 
 
 def test_sentences_end_with_a_stop_before_a_blank_or_with_a_line_break() -> None:
-    assert sentence_spans(["Hi", ".", " My", " cat", "!", " 3", ".", "5", "?\n", "so"]) == (0, 0, 1, 1, 1, 2, 2, 2, 2, 3)
+    tokens = ["Hi", ".", " My", " cat", "!", " 3", ".", "5", "?\n", "so"]
+    assert sentence_spans(tokens) == (0, 0, 1, 1, 1, 2, 2, 2, 2, 3)
 
 
 def test_the_stop_may_share_its_token_with_the_blank() -> None:

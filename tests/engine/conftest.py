@@ -13,7 +13,9 @@ Start = Callable[..., DeltaMemEngine]
 
 
 @cache
-def model_for(roles: tuple[str, ...] = ("user", "tool"), granularity: str = "token", context: int = 2048) -> DeltaMemModel:
+def model_for(
+    roles: tuple[str, ...] = ("user", "tool"), granularity: str = "token", context: int = 2048
+) -> DeltaMemModel:
     """One model per kind of adapter; several engines may share it, as processes share a model folder."""
     return chat_model(context=context, absorb_roles=roles, write_granularity=granularity)
 

@@ -28,7 +28,7 @@ def naive_sentences(ids: Sequence[int]) -> list[int]:
     spans, number = [], 0
     for here, following in zip(text, [*text[1:], ""], strict=True):
         spans.append(number)
-        number += here.endswith("\n") or (here.rstrip()[-1:] in (".", "!", "?") and following[:1].isspace())
+        number += here.endswith("\n") or (here[-1:] in (".", "!", "?") and following[:1].isspace())
     return spans
 
 
@@ -119,7 +119,8 @@ class NaiveSession:
     def absorb(self, new: Sequence[Message]) -> None:
         start, state = self.window(new)
         self.messages += new
-        self.boundaries.append((len(self.messages), naive_state(self.model, state, self._parts((), self.messages[start:]))))
+        after = naive_state(self.model, state, self._parts((), self.messages[start:]))
+        self.boundaries.append((len(self.messages), after))
 
     def _parts(self, shown: Sequence[Message], spoken: Sequence[Message]) -> list[Part]:
         roles = self.model.adapter.config.absorb_roles

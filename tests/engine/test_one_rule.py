@@ -1,7 +1,7 @@
 """The state after a turn is a function of the state at the window's start and of the messages in the window."""
 
-import torch
 import pytest
+import torch
 
 from deltamem_agents import DeltaMemEngine, MemoryState, Message, MessageLike, Turn
 from tests.engine.conftest import Start, model_for

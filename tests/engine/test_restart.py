@@ -17,7 +17,10 @@ import torch
 from deltamem_agents import DeltaMemEngine
 torch.set_num_threads(1)
 model, adapter, store, *said = sys.argv[1:]
-engine = DeltaMemEngine.from_pretrained(model, adapter=adapter, store=store) if model else DeltaMemEngine.bundled(store=store)
+if model == "bundled":
+    engine = DeltaMemEngine.bundled(store=store)
+else:
+    engine = DeltaMemEngine.from_pretrained(model, adapter=adapter, store=store)
 with engine:
     replies = [
         engine.generate([{"role": "user", "content": text}], session="alice", max_new_tokens=12).reply.content
@@ -55,8 +58,8 @@ def test_a_session_goes_on_in_another_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_bundled_model_goes_on_in_another_process(tmp_path: Path) -> None:
-    told, _ = talk("", "", tmp_path / "store.db", "My cat is called Tom.", "It is raining.")
-    went_on, state = talk("", "", tmp_path / "store.db", "What is my cat called?")
+    told, _ = talk("bundled", "", tmp_path / "store.db", "My cat is called Tom.", "It is raining.")
+    went_on, state = talk("bundled", "", tmp_path / "store.db", "What is my cat called?")
     with DeltaMemEngine.bundled(store=":memory:") as engine:
         texts = ("My cat is called Tom.", "It is raining.", "What is my cat called?")
         said = [engine.generate([Message(role="user", content=t)], session="alice", max_new_tokens=12) for t in texts]

@@ -25,7 +25,8 @@ class Line:
         self.head: Snapshot | None = None
 
     def add(self, sizes: Sequence[int], *, roles: Sequence[Role] = (), texts: bool = True) -> None:
-        entries = [self._entry(size, role, texts) for size, role in zip(sizes, [*roles, *["user"] * len(sizes)], strict=False)]
+        speakers = roles or ["user"] * len(sizes)
+        entries = [self._entry(size, role, texts) for size, role in zip(sizes, speakers, strict=True)]
         head = self.head
         self.head = Snapshot(
             id=uuid.uuid4().hex,

@@ -35,8 +35,7 @@ def lane(model: DeltaMemModel, prompt: Sequence[int], *, write: bool = False, **
 
 def decoded(model: DeltaMemModel, prompt: Sequence[int], ends: Sequence[int] = (END,), **options: object) -> list[int]:
     one = lane(model, prompt, **options)
-    with torch.inference_mode():
-        decode(model, [one], ends)
+    decode(model, [one], ends)
     return one.stream.ids
 
 
@@ -127,10 +126,9 @@ def test_lanes_together_are_what_each_is_alone(model: DeltaMemModel, write: bool
 
     together, alone = lanes(), lanes()
     assert can_batch([one.row for one in together])
-    with torch.inference_mode():
-        decode(model, together, [END])
-        for one in alone:
-            decode(model, [one], [END])
+    decode(model, together, [END])
+    for one in alone:
+        decode(model, [one], [END])
     for a, b in zip(together, alone, strict=True):
         assert (a.stream.ids, a.row.ids, a.finish_reason) == (b.stream.ids, b.row.ids, b.finish_reason)
         assert torch.allclose(a.row.state.tensor, b.row.state.tensor, rtol=1e-4, atol=1e-5)
@@ -139,8 +137,8 @@ def test_lanes_together_are_what_each_is_alone(model: DeltaMemModel, write: bool
 
 
 def test_rows_that_write_and_rows_that_do_not_share_a_batch(model: DeltaMemModel) -> None:
-    lanes = [lane(model, p, write=on, max_new_tokens=6) for p, on in zip(PROMPTS, (True, False, True, False), strict=True)]
-    alone = [lane(model, p, write=on, max_new_tokens=6) for p, on in zip(PROMPTS, (True, False, True, False), strict=True)]
+    kinds = [(PROMPTS[0], True), (PROMPTS[1], False), (PROMPTS[2], True), (PROMPTS[3], False)]
+    lanes, alone = ([lane(model, p, write=on, max_new_tokens=6) for p, on in kinds] for _ in range(2))
     decode(model, lanes, [END])
     for a, b in zip(lanes, alone, strict=True):
         decode(model, [b], [END])
@@ -152,10 +150,10 @@ def test_rows_that_write_and_rows_that_do_not_share_a_batch(model: DeltaMemModel
 def test_long_prompts_are_fed_in_chunks() -> None:
     model = adapted(backbone=chat_backbone(context=8192))
     ids = torch.randint(3, VOCABULARY, (2500,), generator=torch.Generator().manual_seed(0)).tolist()
-    with torch.inference_mode():
-        row, logits = feed(model, Row(model.zero_state()), [Piece(tuple(ids[:1000]), True), Piece(tuple(ids[1000:]), False)])
-        mask = torch.tensor([[number < 1000 for number in range(2500)]])
-        whole = model(torch.tensor([ids]), write=mask, logits_to_keep=1)
+    pieces = [Piece(tuple(ids[:1000]), True), Piece(tuple(ids[1000:]), False)]
+    row, logits = feed(model, Row(model.zero_state()), pieces)
+    mask = torch.tensor([[number < 1000 for number in range(2500)]])
+    whole = model(torch.tensor([ids]), write=mask, logits_to_keep=1)
     assert torch.allclose(logits, whole.logits[0, -1], rtol=1e-3, atol=1e-3)
     assert torch.allclose(row.state.tensor, whole.state.tensor, rtol=1e-3, atol=1e-5)
     assert row.ids == tuple(ids)
