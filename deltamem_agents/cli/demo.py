@@ -15,7 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from langchain_deltamem import ChatDeltaMem
 
-FACTS = ("My name is Maya.", "I live in Lisbon.", "My dog is called Biscuit.")
+FACTS = ("My name is Nora.", "I live in Lisbon.", "My dog is called Biscuit.")
 SMALL_TALK = ("Good morning!", "I slept badly last night.")
 SAID = (SMALL_TALK[0], FACTS[0], FACTS[1], SMALL_TALK[1], FACTS[2])
 SOMEBODY_ELSE = ("My name is Oscar.", "I live in Warsaw.", "My dog is called Shadow.")
@@ -61,10 +61,10 @@ def _say(model: "ChatDeltaMem", session: str, text: str) -> str:
 
 
 def _tell(model: "ChatDeltaMem") -> None:
-    console.print(f"[bold]Process 1[/] (pid {os.getpid()}): Maya talks to the agent, session \"maya\"")
+    console.print(f"[bold]Process 1[/] (pid {os.getpid()}): Nora talks to the agent, session \"nora\"")
     for text in SAID:
-        console.print(f"  [cyan]Maya[/]   {text}")
-        console.print(f"  [green]agent[/]  {_say(model, 'maya', text)}")
+        console.print(f"  [cyan]Nora[/]   {text}")
+        console.print(f"  [green]agent[/]  {_say(model, 'nora', text)}")
     for text in SOMEBODY_ELSE:
         _say(model, "oscar", text)
     console.print("  (Oscar, another user, told three facts about himself in session \"oscar\".)")
@@ -76,19 +76,19 @@ def _ask(model: "ChatDeltaMem") -> None:
     console.print(f"[bold]Process 2[/] (pid {os.getpid()}): new, an empty history; only the question is in the prompt")
     alone = model.model_copy(update={"recent_messages": 0, "memory": "read"})
     frozen = model.model_copy(update={"memory": "off"})
-    table = Table("question", "with Maya's memory", "frozen model, no memory", "with Oscar's memory")
+    table = Table("question", "with Nora's memory", "frozen model, no memory", "with Oscar's memory")
     started = time.monotonic()
     for question in QUESTIONS:
-        asked = ((alone, "maya"), (frozen, "maya"), (alone, "oscar"))
+        asked = ((alone, "nora"), (frozen, "nora"), (alone, "oscar"))
         table.add_row(question, *(_say(model, session, question) for model, session in asked))
     seconds = (time.monotonic() - started) / (3 * len(QUESTIONS))
     console.print(table)
     engine = model.get_engine()
     first = [{"role": "user", "content": QUESTIONS[0]}]
-    turn = engine.generate(first, session="maya", memory="read", recent_messages=0, max_new_tokens=LENGTH)
-    told = engine.store.session("maya")
+    turn = engine.generate(first, session="nora", memory="read", recent_messages=0, max_new_tokens=LENGTH)
+    told = engine.store.session("nora")
     assert told is not None
     console.print(
-        f"Maya's memory: {told.state_bytes:,} bytes after {told.turns} turns. "
+        f"Nora's memory: {told.state_bytes:,} bytes after {told.turns} turns. "
         f"Prompt: {turn.usage.prompt_tokens} tokens, system prompt and question. {seconds:.1f} s an answer."
     )
