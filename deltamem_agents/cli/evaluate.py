@@ -1,6 +1,7 @@
 """`deltamem evaluate`: whether the memory remembers, with controls beside it."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,14 @@ import typer
 from deltamem_agents.cli.console import note
 from deltamem_agents.cli.loading import BUNDLED, load_engine
 from deltamem_agents.cli.options import AdapterOption, ModelOption
+
+
+class ValueKind(StrEnum):
+    """What is told."""
+
+    LISTED = "listed"
+    UNSEEN = "unseen"
+
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model and its adapter.")
 
@@ -22,6 +31,9 @@ def _evaluate() -> None:
 def recall(
     episodes: Annotated[int, typer.Option(min=2, help="Episodes of each kind.")] = 200,
     facts: Annotated[list[int], typer.Option(min=1, help="Facts told in an episode; may be given again.")] = [1, 3],  # noqa: B006
+    values: Annotated[
+        list[ValueKind], typer.Option(help="Values that training knew, or words it never saw; may be given again.")
+    ] = [ValueKind.LISTED, ValueKind.UNSEEN],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Draws the episodes.")] = 0,
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
@@ -31,7 +43,8 @@ def recall(
     with load_engine(model, adapter=adapter, store=":memory:") as engine:
         from deltamem_agents.evaluate import evaluate_recall
 
-        report = evaluate_recall(engine, episodes=episodes, facts=facts, seed=seed, progress=note)
+        kinds = [kind.value for kind in values]
+        report = evaluate_recall(engine, episodes=episodes, facts=facts, values=kinds, seed=seed, progress=note)
     typer.echo(report.render())
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -76,12 +76,12 @@ def _answers(turn: Snapshot) -> bool:
 def _turns_to_skip(before: int, turns: list[Snapshot], room: int, new: int) -> int:
     """How many turns must go so that the rest fits; the start moves in quarters of the room, not at every turn.
 
-    The quarters are counted from the line's beginning, and new messages as if they were on it: so the start never moves
-    back while the room stays the same.
+    Tokens are counted from the line's beginning, and new messages as if they were on it already: so the start depends
+    on nothing else, and never moves back while the room stays the same.
     """
-    total = (turns[-1].tokens if turns else before) + new
-    if total - before <= room:
-        return 0
+    ends = [before, *(turn.tokens for turn in turns)]
+    needed = ends[-1] + new - room
     block = max(1, room // 4)
-    target = math.ceil((total - room) / block) * block
-    return next((number for number, turn in enumerate(turns, 1) if turn.tokens >= target), len(turns))
+    target = math.ceil(needed / block) * block
+    enough = [number for number, end in enumerate(ends) if end >= needed]
+    return max((number for number in enough if ends[number] <= target), default=min(enough, default=len(turns)))
