@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from langchain_deltamem import ChatDeltaMem
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from deltamem_agents import DeltaMemEngine, DeltaMemModel
+from langchain_deltamem import ChatDeltaMem
 from tests.builders import adapted, tiny
 
 TEMPLATE = (

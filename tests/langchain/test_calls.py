@@ -11,9 +11,9 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig
-from langchain_deltamem import ChatDeltaMem
 
 from deltamem_agents import DeltaMemEngine
+from langchain_deltamem import ChatDeltaMem
 
 PROMPT = "My dog is called Rex."
 

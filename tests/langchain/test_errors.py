@@ -15,12 +15,12 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_deltamem import ChatDeltaMem
-from langchain_deltamem.messages import to_engine
 
 import deltamem_agents
 from deltamem_agents import DeltaMemEngine, GenerationError, Message, MessageError, SessionError
 from deltamem_agents.messages import as_messages
+from langchain_deltamem import ChatDeltaMem
+from langchain_deltamem.messages import to_engine
 
 IMAGE: Any = [{"type": "text", "text": "What is this?"}, {"type": "image", "url": "https://example.org/dog.png"}]
 

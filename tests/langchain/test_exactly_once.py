@@ -7,12 +7,12 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, trim_messages
 from langchain_core.runnables import RunnableConfig
-from langchain_deltamem import ChatDeltaMem
-from langchain_deltamem.messages import HANDLE, to_engine
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.message import add_messages
 
 from deltamem_agents import DeltaMemEngine
+from langchain_deltamem import ChatDeltaMem
+from langchain_deltamem.messages import HANDLE, to_engine
 
 Said = Callable[[str], list[tuple[str, str]]]
 TEXTS = ["My dog is called Rex.", "hi", "hi", "And my cat?"]

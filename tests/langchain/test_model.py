@@ -11,10 +11,10 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd, dumps
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_deltamem import ChatDeltaMem
 from pydantic import BaseModel, ValidationError
 
 from deltamem_agents import DeltaMemEngine, GenerationError, MemoryStore, bundled_is_cached
+from langchain_deltamem import ChatDeltaMem
 
 
 @pytest.fixture

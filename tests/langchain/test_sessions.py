@@ -10,11 +10,11 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
-from langchain_deltamem import ChatDeltaMem
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from deltamem_agents import DeltaMemEngine, SessionError
+from langchain_deltamem import ChatDeltaMem
 
 ALICE: RunnableConfig = {"configurable": {"session_id": "alice"}}
 HELLO: Any = {"messages": [("user", "hello")]}

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_deltamem import ChatDeltaMem
 from langchain_tests.unit_tests import ChatModelUnitTests
+
+from langchain_deltamem import ChatDeltaMem
 
 
 @pytest.mark.filterwarnings("ignore:.*for remote services:UserWarning")
