@@ -1,23 +1,14 @@
 """`deltamem evaluate`: whether the memory remembers, with controls beside it."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from deltamem_agents.cli.console import note
 from deltamem_agents.cli.loading import BUNDLED, load_engine
 from deltamem_agents.cli.options import AdapterOption, ModelOption
-
-
-class ValueKind(StrEnum):
-    """What is told."""
-
-    LISTED = "listed"
-    UNSEEN = "unseen"
-
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model and its adapter.")
 
@@ -32,8 +23,8 @@ def recall(
     episodes: Annotated[int, typer.Option(min=2, help="Episodes of each kind.")] = 200,
     facts: Annotated[list[int], typer.Option(min=1, help="Facts told in an episode; may be given again.")] = [1, 3],  # noqa: B006
     values: Annotated[
-        list[ValueKind], typer.Option(help="Values that training knew, or words it never saw; may be given again.")
-    ] = [ValueKind.LISTED, ValueKind.UNSEEN],  # noqa: B006
+        Literal["listed", "unseen", "both"], typer.Option(help="Values that training knew, or words it never saw.")
+    ] = "both",
     seed: Annotated[int, typer.Option(help="Draws the episodes.")] = 0,
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
@@ -41,9 +32,9 @@ def recall(
 ) -> None:
     """Tell facts, then ask for them with nothing in the prompt: the state alone must know."""
     with load_engine(model, adapter=adapter, store=":memory:") as engine:
-        from deltamem_agents.evaluate import evaluate_recall
+        from deltamem_agents.evaluate import ValueKind, evaluate_recall
 
-        kinds = [kind.value for kind in values]
+        kinds: tuple[ValueKind, ...] = ("listed", "unseen") if values == "both" else (values,)
         report = evaluate_recall(engine, episodes=episodes, facts=facts, values=kinds, seed=seed, progress=note)
     typer.echo(report.render())
     if output is not None:
