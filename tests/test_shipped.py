@@ -31,7 +31,7 @@ def model(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Iterator[D
 
 
 def engine(model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> DeltaMemEngine:
-    return DeltaMemEngine(model, tokenizer, store=path, recent_messages=2)
+    return DeltaMemEngine(model, tokenizer, store=path, recent_messages=4)
 
 
 def tell(engine: DeltaMemEngine) -> None:
@@ -80,7 +80,7 @@ def test_warm_cold_and_in_a_fresh_process_a_turn_is_the_same(
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from deltamem_agents import DeltaMemEngine\n"
-        "with DeltaMemEngine.bundled(store=sys.argv[1], recent_messages=2) as engine:\n"
+        "with DeltaMemEngine.bundled(store=sys.argv[1], recent_messages=4) as engine:\n"
         "    question = [{'role': 'user', 'content': 'Where do I live?'}]\n"
         "    print(engine.generate(question, session='anna', max_new_tokens=12).reply.content)\n"
     )

