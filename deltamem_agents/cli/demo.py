@@ -46,8 +46,11 @@ def demo(
 
 
 def _model(store: Path | None) -> "ChatDeltaMem":
+    from transformers.utils.logging import disable_progress_bar
+
     from langchain_deltamem import ChatDeltaMem
 
+    disable_progress_bar()
     return ChatDeltaMem(store=store, max_new_tokens=LENGTH)
 
 
