@@ -4,6 +4,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from deltamem_agents.errors import StoreError
 from deltamem_agents.store.base import StateStore
 from deltamem_agents.store.memory import MemoryStore
 from deltamem_agents.store.sql import SQLStore
@@ -17,10 +18,16 @@ def open_store(spec: StateStore | str | Path | None = None) -> StateStore:
             `sessions.db` in the user's data folder.
 
     Raises:
-        StoreError: if it cannot be opened.
+        StoreError: if it is none of these, or cannot be opened.
     """
     if spec is None:
         return SQLStore(user_data_path("deltamem-agents") / "sessions.db")
     if spec in ("memory", ":memory:"):
         return MemoryStore()
-    return SQLStore(spec) if isinstance(spec, str | Path) else spec
+    if isinstance(spec, str | Path):
+        return SQLStore(spec)
+    if not isinstance(spec, StateStore):
+        raise StoreError(
+            f"store is {spec!r} ({type(spec).__name__}), expected a StateStore, a path, a database URL, ':memory:' or None"
+        )
+    return spec

@@ -374,6 +374,8 @@ def test_a_closed_store_refuses(store: StateStore) -> None:
 def test_open_store(tmp_path: Path) -> None:
     memory = MemoryStore()
     assert open_store(memory) is memory
+    with pytest.raises(StoreError, match="store is 5"):
+        open_store(5)  # type: ignore[arg-type]
     assert isinstance(open_store("memory"), MemoryStore)
     assert isinstance(open_store(":memory:"), MemoryStore)
     for spec in (tmp_path / "a" / "b.db", str(tmp_path / "c.db"), f"sqlite:///{tmp_path}/d/e.db", "sqlite://"):
