@@ -50,7 +50,7 @@ def _model(store: Path | None) -> "ChatDeltaMem":
 
     from langchain_deltamem import ChatDeltaMem
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     return ChatDeltaMem(store=store, max_new_tokens=LENGTH)
 
 

@@ -28,6 +28,7 @@ def open_store(spec: StateStore | str | Path | None = None) -> StateStore:
         return SQLStore(spec)
     if not isinstance(spec, StateStore):
         raise StoreError(
-            f"store is {spec!r} ({type(spec).__name__}), expected a StateStore, a path, a database URL, ':memory:' or None"
+            f"store is {spec!r} ({type(spec).__name__}), expected a StateStore, a path, a database URL, ':memory:' or "
+            "None: give one of these"
         )
     return spec
