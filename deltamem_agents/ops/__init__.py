@@ -50,5 +50,7 @@ def differentiable_delta_rule(
     """`naive_delta_rule` compiled, with gradients; float32 on the CPU. Arguments, shapes and results are the same."""
     from deltamem_agents.ops.differentiable import DifferentiableDeltaRule
 
+    if q.shape[1] == 0:
+        return q.new_zeros(q.shape), state
     reads, new_state = DifferentiableDeltaRule.apply(q, k, v, keep, erase, write, state)  # type: ignore[no-untyped-call]
     return reads, new_state
