@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, DeltaMemOutput
     from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
     from deltamem_agents.config import DeltaMemConfig, Role
-    from deltamem_agents.engine import DeltaMemEngine, MemoryMode, Transcript, Turn, Usage
+    from deltamem_agents.engine import DeltaMemEngine, MemoryMode, MemoryView, Session, Transcript, Turn, Usage
     from deltamem_agents.errors import (
         AdapterError,
         BackboneError,
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from deltamem_agents.generation import GenerationOptions
     from deltamem_agents.messages import Message, MessageLike
     from deltamem_agents.state import MemoryState
-    from deltamem_agents.store import MemoryStore, SessionInfo, Snapshot, SQLStore, StateStore
+    from deltamem_agents.store import (
+        Entry,
+        MemoryStore,
+        SessionInfo,
+        Snapshot,
+        SQLStore,
+        StateStore,
+        export_session,
+        import_session,
+    )
 
 __all__ = [
     "AdapterError",
@@ -42,17 +51,20 @@ __all__ = [
     "DeltaMemError",
     "DeltaMemModel",
     "DeltaMemOutput",
+    "Entry",
     "FingerprintError",
     "GenerationError",
     "GenerationOptions",
     "MemoryMode",
     "MemoryState",
     "MemoryStore",
+    "MemoryView",
     "Message",
     "MessageError",
     "MessageLike",
     "Role",
     "SQLStore",
+    "Session",
     "SessionError",
     "SessionInfo",
     "SessionNotFoundError",
@@ -67,6 +79,8 @@ __all__ = [
     "Usage",
     "bundled_is_cached",
     "bundled_path",
+    "export_session",
+    "import_session",
 ]
 
 _HOMES = {
@@ -86,6 +100,8 @@ _HOMES = {
     "engine": (
         "DeltaMemEngine",
         "MemoryMode",
+        "MemoryView",
+        "Session",
         "Transcript",
         "Turn",
         "Usage",
@@ -114,11 +130,14 @@ _HOMES = {
     ),
     "state": ("MemoryState",),
     "store": (
+        "Entry",
         "MemoryStore",
         "SessionInfo",
         "Snapshot",
         "SQLStore",
         "StateStore",
+        "export_session",
+        "import_session",
     ),
 }
 

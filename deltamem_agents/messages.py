@@ -2,13 +2,65 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from deltamem_agents.config import Role
 from deltamem_agents.errors import MessageError
+
+
+def _checked_unicode(text: str | None) -> str | None:
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not Unicode text, {error.reason} (character {error.start})") from error
+    return text
+
+
+class ToolCall(BaseModel):
+    """An assistant's wish to have a tool called."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    """The tool."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """A JSON object; a string that holds one is read."""
+    id: str = Field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}", min_length=1)
+    """What the tool's answer refers to; a new one unless given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _openai_style(cls, call: object) -> object:
+        """Also takes `{"id": …, "type": "function", "function": {"name": …, "arguments": …}}`."""
+        if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+            rest = {key: value for key, value in call.items() if key not in ("type", "function")}
+            return {**rest, **call["function"]}
+        return call
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _read(cls, arguments: object) -> object:
+        if not isinstance(arguments, str):
+            return arguments
+        try:
+            return json.loads(arguments)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{arguments[:80]!r} is no JSON object ({error})") from error
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_json(cls, arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        _checked_unicode(json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+        return arguments
+
+    @field_validator("name", "id")
+    @classmethod
+    def _is_unicode(cls, text: str) -> str | None:
+        return _checked_unicode(text)
 
 
 class Message(BaseModel):
@@ -19,22 +71,49 @@ class Message(BaseModel):
     role: Role
     """Who speaks."""
     content: str
-    """The text."""
+    """The text; may be None where tools are called, and is then empty."""
     id: str | None = None
     """The caller's name for this message, if it has one; the same id is the same message."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The tools an assistant wants called."""
+    tool_call_id: str | None = None
+    """The call that a tool's message answers."""
+    name: str | None = None
+    """The tool that a tool's message is from."""
+    snapshot: str | None = None
+    """The snapshot that this reply was committed with, as its `Turn` gave it."""
 
-    @field_validator("content", "id")
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_may_come_without_text(cls, message: object) -> object:
+        if isinstance(message, Mapping) and message.get("tool_calls") and message.get("content", None) is None:
+            return {**message, "content": ""}
+        return message
+
+    @field_validator("content", "id", "tool_call_id", "name", "snapshot")
     @classmethod
     def _is_unicode(cls, text: str | None) -> str | None:
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"not Unicode text, {error.reason} (character {error.start})") from error
-        return text
+        return _checked_unicode(text)
+
+    @model_validator(mode="after")
+    def _fits_the_role(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"tool_calls on a message of the {self.role}: only an assistant calls tools")
+        if self.snapshot is not None and self.role != "assistant":
+            raise ValueError(f"snapshot on a message of the {self.role}: only replies, role assistant, have one")
+        for field in ("tool_call_id", "name"):
+            if getattr(self, field) is not None and self.role != "tool":
+                raise ValueError(f"{field} on a message of the {self.role}: only a tool's message answers a call")
+        if len({call.id for call in self.tool_calls}) != len(self.tool_calls):
+            raise ValueError("two of tool_calls have the same id: give each its own")
+        return self
 
     def digest(self) -> str:
-        """Identifies role and content, for aligning histories."""
-        return hashlib.sha256(json.dumps([self.role, self.content]).encode()).hexdigest()[:32]
+        """Identifies role, content and tool calls (names and arguments), for aligning histories."""
+        said: list[object] = [self.role, self.content]
+        if self.tool_calls:
+            said.append([[call.name, call.arguments] for call in self.tool_calls])
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
 
 MessageLike: TypeAlias = Message | Mapping[str, object]
@@ -68,3 +147,22 @@ def as_messages(messages: Sequence[MessageLike]) -> list[Message]:
     if not converted:
         raise MessageError("messages is empty: give at least one message")
     return converted
+
+
+def check_tool_messages(messages: Sequence[Message]) -> None:
+    """Checks that every tool message answers a call before it.
+
+    For whole histories: a trimmed one may rightly begin with an answer.
+
+    Raises:
+        MessageError: names the first message that doesn't, by position.
+    """
+    called: set[str] = set()
+    for position, message in enumerate(messages):
+        called.update(call.id for call in message.tool_calls)
+        if message.role != "tool" or message.tool_call_id in called:
+            continue
+        raise MessageError(
+            f"message {position} is a tool's answer with tool_call_id={message.tool_call_id!r}, but no message before "
+            f"it makes that call (calls: {', '.join(sorted(called)) or 'none'}): keep calls and answers together"
+        )

@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from deltamem_agents.errors import MessageError
-from deltamem_agents.messages import Message, as_messages
+from deltamem_agents.messages import Message, ToolCall, as_messages, check_tool_messages
 
 roles, texts = st.sampled_from(["system", "user", "assistant", "tool"]), st.text("ab\"\\é🙂", max_size=4)
+
+
+def calling(*calls: dict[str, object], **call: object) -> dict[str, object]:
+    """An assistant's message with calls, and nothing said."""
+    return {"role": "assistant", "content": None, "tool_calls": [{"name": "add", **one} for one in calls or (call,)]}
 
 
 def test_mappings_and_messages_mix() -> None:
@@ -45,7 +50,19 @@ def test_none_at_all() -> None:
         ({"content": "x"}, "role: Field required"),
         ({"role": "user", "content": None}, "content: Input should be a valid string"),
         ({"role": "user", "content": [{"type": "text", "text": "x"}]}, "content: Input should be a valid string"),
-        ({"role": "user", "content": "x", "tool_calls": []}, "tool_calls: Extra inputs"),
+        ({"role": "user", "content": "x", "images": []}, "images: Extra inputs"),
+        ({"role": "user", "content": "x", "tool_calls": [{"name": "add"}]}, ".*only an assistant calls tools"),
+        ({"role": "user", "content": "x", "name": "Ann"}, ".*name on a message of the user: only a tool's message"),
+        ({"role": "user", "content": "x", "tool_call_id": "1"}, ".*tool_call_id on a message of the user"),
+        ({"role": "tool", "content": "x", "snapshot": "1"}, ".*snapshot on a message of the tool: only replies"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "content: Input should be a valid string"),
+        (calling(name=""), r"tool_calls\.0\.name: String should have at least 1"),
+        (calling(arguments="{"), r"tool_calls\.0\.arguments: .*'{' is no JSON object"),
+        (calling(arguments="[1]"), r"tool_calls\.0\.arguments: Input should be a valid dictionary"),
+        (calling(arguments={"x": float("nan")}), r"tool_calls\.0\.arguments: .*not JSON compliant"),
+        (calling(arguments={"x": "\ud800"}), r"tool_calls\.0\.arguments: .*surrogates not allowed"),
+        (calling(arguments={"x": object()}), r"tool_calls\.0\.arguments\.x: .*not a valid JSON value"),
+        (calling({"id": "a"}, {"id": "a"}), ".*two of tool_calls have the same id"),
         ({"role": "user", "content": "\ud800"}, "content: .*not Unicode text, surrogates not allowed"),
         ({"role": "user", "content": "x", "id": "\udfff"}, "id: .*not Unicode text, surrogates not allowed"),
         ("hi", "message: "),
@@ -67,3 +84,56 @@ def test_digests_tell_messages_apart(role: str, content: str, other_role: str, o
 def test_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Message(role="user", content="hi").content = "bye"
+
+
+def test_calls_come_in_our_style_and_in_that_of_openai() -> None:
+    ours = calling(id="c", arguments={"a": [1, "é"]})
+    function = {"name": "add", "arguments": '{"a": [1, "é"]}'}
+    theirs = {"role": "assistant", "tool_calls": [{"type": "function", "id": "c", "function": function}]}
+    for message in as_messages([ours, theirs]):
+        assert message.content == ""
+        assert message.tool_calls == (ToolCall(id="c", name="add", arguments={"a": [1, "é"]}),)
+
+
+def test_a_call_without_an_id_gets_one_of_its_own() -> None:
+    first, second = as_messages([calling({}, {})])[0].tool_calls
+    assert first.id != second.id
+
+
+def test_digests_of_plain_messages_are_what_they_were() -> None:
+    """Ledgers in use hold them."""
+    assert Message(role="user", content="hi").digest() == "0235981f325123e10b959946cb44e152"
+    answer = Message(role="tool", content="hi")
+    assert answer.model_copy(update={"tool_call_id": "a", "name": "add"}).digest() == answer.digest()
+
+
+def test_digests_cover_names_and_arguments_of_calls_but_no_ids() -> None:
+    def digest(*calls: dict[str, object], **more: object) -> str:
+        return as_messages([{**calling(*calls), **more}])[0].digest()
+
+    one = {"arguments": {"a": 1, "b": 2}}
+    assert digest(one) == digest({"arguments": {"b": 2, "a": 1}, "id": "x"}, snapshot="s", id="m")
+    others = [digest({"arguments": {"a": 1}}), digest({**one, "name": "sub"}), digest(one, one)]
+    others.append(digest(one, content=" "))
+    assert len({digest(one), *others, Message(role="assistant", content="").digest()}) == 6
+
+
+def test_messages_survive_json() -> None:
+    message = as_messages([calling(id="c", arguments={"a": None})])[0].model_copy(update={"snapshot": "s"})
+    assert Message.model_validate_json(message.model_dump_json()) == message
+
+
+def test_answers_follow_their_calls() -> None:
+    call, first, second = as_messages(
+        [
+            calling({"id": "a"}, {"id": "b"}),
+            {"role": "tool", "content": "1", "tool_call_id": "a"},
+            {"role": "tool", "content": "2", "tool_call_id": "b", "name": "add"},
+        ]
+    )
+    check_tool_messages([call, second, first])
+    check_tool_messages([])
+    with pytest.raises(MessageError, match=r"message 0 is a tool's answer with tool_call_id='a', .*\(calls: none\)"):
+        check_tool_messages([first, call])
+    with pytest.raises(MessageError, match=r"message 1 .*tool_call_id=None, .*\(calls: a, b\): keep"):
+        check_tool_messages([call, Message(role="tool", content="3")])

@@ -1,16 +1,13 @@
 """The benchmark as a whole."""
 
-import os
-import platform
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import transformers
-
 from deltamem_agents.backbone.load import BUNDLED
+from deltamem_agents.bench.concurrency import batch_call_row, threads_row
 from deltamem_agents.bench.forwards import batch_row, decode_row, prefill_row, profiles, scan_rows
+from deltamem_agents.bench.machine import describe
 from deltamem_agents.bench.processes import memory_rows, state_rows
 from deltamem_agents.bench.report import BenchReport, BenchRow
 from deltamem_agents.bench.subject import Subject, load_subject
@@ -37,6 +34,11 @@ class Sizes:
     """A turn of a conversation, and a `late` one that should take no longer."""
     late: int
     turn_repeats: int
+    callers: int
+    """Threads that talk at once, each in a session of its own."""
+    reply_tokens: int
+    """At most, in what they are told."""
+    caller_repeats: int
     scan: int
     """Tokens of the scan."""
     process_tokens: int
@@ -54,6 +56,9 @@ FULL = Sizes(
     early=10,
     late=100,
     turn_repeats=10,
+    callers=20,
+    reply_tokens=16,
+    caller_repeats=3,
     scan=2048,
     process_tokens=512,
     process_repeats=5,
@@ -68,6 +73,9 @@ QUICK = Sizes(
     early=4,
     late=12,
     turn_repeats=4,
+    callers=4,
+    reply_tokens=8,
+    caller_repeats=1,
     scan=256,
     process_tokens=64,
     process_repeats=1,
@@ -104,7 +112,22 @@ def run_bench(
     rows += memory_rows(model, tokens=sizes.process_tokens, repeats=sizes.process_repeats, target=PEAK, seed=seed)
     rows += scan_rows(subject, sizes.scan, repeats=3, seed=seed)
     tables = profiles(subject, cache=sizes.cache, steps=8, seed=seed) if profile else {}
-    report = BenchReport(setup=_setup(subject, model, seed=seed, quick=quick), rows=tuple(rows), profiles=tables)
+    setup = {**describe(subject, model, seed=seed), "mode": "quick" if quick else "full"}
+    return _saved(BenchReport(setup=setup, rows=tuple(rows), profiles=tables), output)
+
+
+def run_concurrency(
+    *, quick: bool = False, seed: int = 0, output: Path | None = None, model: str | Path = BUNDLED
+) -> BenchReport:
+    """Only the rows about many sessions at once; arguments and errors are those of `run_bench`."""
+    subject = load_subject(model, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _concurrency_rows(subject, Path(folder), QUICK if quick else FULL)
+    setup = {**describe(subject, model, seed=seed), "mode": "quick" if quick else "full"}
+    return _saved(BenchReport(setup=setup, rows=tuple(rows)), output)
+
+
+def _saved(report: BenchReport, output: Path | None) -> BenchReport:
     if output is not None:
         report.save(output)
     return report
@@ -126,26 +149,13 @@ def _forward_rows(subject: Subject, sizes: Sizes, *, seed: int) -> list[BenchRow
 def _session_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow]:
     early, late = sizes.early, sizes.late
     turns = turn_row(subject, folder, early=early, late=late, repeats=sizes.turn_repeats, target=TURNS)
-    return [turns, *state_rows(subject, folder, repeats=sizes.process_repeats, target=STATE_MS)]
+    states = state_rows(subject, folder, repeats=sizes.process_repeats, target=STATE_MS)
+    return [turns, *_concurrency_rows(subject, folder, sizes), *states]
 
 
-def _setup(subject: Subject, model: str | Path, *, seed: int, quick: bool) -> dict[str, str]:
-    name, config = Path(model).name, subject.frozen.config
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores{load}, {platform.system()}",
-        "threads": str(torch.get_num_threads()),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-        "model": f"{name}, {subject.frozen.dtype}, {config._attn_implementation}; {subject.adapter} adapter",
-        "seed": str(seed),
-        "mode": "quick" if quick else "full",
-    }
-
-
-def _processor() -> str:
-    """The processor's name; the kernel knows more than `platform` does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+def _concurrency_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow]:
+    tokens, repeats = sizes.reply_tokens, sizes.caller_repeats
+    return [
+        threads_row(subject, folder, callers=sizes.callers, tokens=tokens, repeats=repeats),
+        batch_call_row(subject, folder, sessions=sizes.sessions, tokens=tokens, repeats=repeats),
+    ]

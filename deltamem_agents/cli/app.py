@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from deltamem_agents.cli import evaluate, sessions
-from deltamem_agents.cli.bench import bench
+from deltamem_agents.cli import bench, evaluate, sessions
 from deltamem_agents.cli.chat import chat
 from deltamem_agents.cli.console import show_error
 from deltamem_agents.cli.demo import demo
 from deltamem_agents.cli.pull import pull
+from deltamem_agents.cli.train import train
 from deltamem_agents.errors import DeltaMemError
 
 
@@ -42,5 +42,6 @@ app.command()(chat)
 app.add_typer(sessions.app, name="sessions")
 app.command()(pull)
 app.command()(demo)
-app.command()(bench)
+app.add_typer(bench.app, name="bench")
+app.command()(train)
 app.add_typer(evaluate.app, name="evaluate")

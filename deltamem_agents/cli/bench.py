@@ -5,14 +5,50 @@ from typing import Annotated
 
 import typer
 
+app = typer.Typer(help="Measure the speed of the memory on this machine.")
 
+QuickOption = Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random inputs.")]
+OutputOption = Annotated[Path | None, typer.Option(help="Also write the results to this file.")]
+
+
+@app.callback(invoke_without_command=True)
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases.")] = False,
+    context: typer.Context,
+    quick: QuickOption = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also say where the time goes.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
+    seed: SeedOption = 0,
+    output: OutputOption = None,
 ) -> None:
     """Measure the speed of the memory on this machine."""
+    if context.invoked_subcommand is not None:
+        return
     from deltamem_agents.bench import render, run_bench
 
     typer.echo(render(run_bench(quick=quick, profile=profile, seed=seed, output=output)))
+
+
+@app.command()
+def concurrency(quick: QuickOption = False, seed: SeedOption = 0, output: OutputOption = None) -> None:
+    """Measure many sessions at once against the same turns one by one."""
+    from deltamem_agents.bench import render, run_concurrency
+
+    typer.echo(render(run_concurrency(quick=quick, seed=seed, output=output)))
+
+
+@app.command()
+def conversation(
+    turns: Annotated[int, typer.Option(help="How many turns.", min=1)] = 200,
+    recent: Annotated[int, typer.Option(help="The window holds this many to twice as many messages.", min=0)] = 8,
+    keep: Annotated[int, typer.Option(help="How many snapshots the store keeps.", min=1)] = 64,
+    full_turns: Annotated[int | None, typer.Option(help="Turns with the full history; default: all.", min=0)] = None,
+    seed: SeedOption = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write table, samples and a plot into this folder (needs matplotlib).")
+    ] = None,
+) -> None:
+    """Measure a long conversation with a window, turn by turn, beside the same with its full history."""
+    from deltamem_agents.bench import run_conversation
+
+    report = run_conversation(turns=turns, recent=recent, keep=keep, full_turns=full_turns, seed=seed, output=output)
+    typer.echo(report.render())

@@ -1,32 +1,32 @@
-"""`deltamem sessions`: what a store remembers, without loading a model."""
+"""`deltamem sessions`: memories as branches of commits: seen, forked, rolled back, moved and deleted."""
 
-from datetime import datetime
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.bar import Bar
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from deltamem_agents.cli.console import count, note, out
-from deltamem_agents.cli.options import StoreOption
-from deltamem_agents.errors import SessionNotFoundError, StoreError
+from deltamem_agents.cli.loading import BUNDLED, load_engine
+from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
+from deltamem_agents.cli.stored import find_session, find_snapshot, length, local, open_existing, short
+from deltamem_agents.errors import StoreError
 
-if TYPE_CHECKING:
-    from deltamem_agents.store import Entry, SessionInfo, Snapshot, StateStore
-
-app = typer.Typer(no_args_is_help=True, help="List, show and forget sessions.")
+app = typer.Typer(no_args_is_help=True, help="List, show, fork, roll back, move and forget sessions.")
 
 NameArgument = Annotated[str, typer.Argument(help="The session.")]
+NewNameArgument = Annotated[str, typer.Argument(help="The name of the new session.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 
 
 @app.command("list")
 def list_sessions(store: StoreOption = None) -> None:
     """List the sessions in a store."""
-    with _open(store) as opened:
+    with open_existing(store) as opened:
         infos = opened.sessions()
     if not infos:
         note("There are no sessions yet: `deltamem chat --session NAME` starts one.")
@@ -37,95 +37,168 @@ def list_sessions(store: StoreOption = None) -> None:
     table.add_column("Updated", no_wrap=True)
     for info in infos:
         numbers = (str(info.turns), str(info.messages), decimal(info.state_bytes))
-        table.add_row(Text(info.name, overflow="fold"), *numbers, _local(info.updated_at))
+        table.add_row(Text(info.name, overflow="fold"), *numbers, local(info.updated_at))
     out.print(table)
 
 
 @app.command()
-def show(name: NameArgument, store: StoreOption = None) -> None:
-    """Show a session's log and how strong its memory is in each layer."""
-    with _open(store) as opened:
-        info = _find(opened, name)
+def log(
+    name: NameArgument,
+    store: StoreOption = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Also print what was said, and what was written.")] = False,
+) -> None:
+    """Print a session's commits, oldest first; "left" are those that it has gone back from."""
+    from deltamem_agents.cli.session_log import print_log
+
+    with open_existing(store) as opened:
+        info = find_session(opened, name)
+        commits = opened.log(name)
         line = opened.line(info.head) if info.head is not None else []
-        state = opened.snapshot(info.head).state if info.head is not None else None
-    size = f"{_length(info)}, {decimal(info.state_bytes)} of state"
-    out.print(Text(f"{name}: {size}; begun {_local(info.created_at)}, updated {_local(info.updated_at)}"))
-    if info.fingerprint is not None:
-        out.print(Text(f"fingerprint {info.fingerprint}", style="dim"), soft_wrap=True)
-    if state is not None:
-        out.print(_log(line))
-        out.print(_norms(state))
+    if not line:
+        note(f"Session {name} is empty.")
+    print_log(commits, line=line, texts=texts)
 
 
 @app.command()
-def forget(
+def show(
     name: NameArgument,
     store: StoreOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    writes: Annotated[
+        bool, typer.Option("--writes", help="Load the model and show what the last turn wrote, and how strongly.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    model: ModelOption = BUNDLED,
+    adapter: AdapterOption = None,
 ) -> None:
-    """Delete a session for good: its memory, its log and its texts."""
-    with _open(store) as opened:
-        info = _find(opened, name)
+    """Show how strong a session's memory is and where, and how much of it is new."""
+    from deltamem_agents.engine.inspection import stored_view
+
+    with open_existing(store) as opened:
+        info = find_session(opened, name)
+        if not writes:
+            view = stored_view(opened, name)
+    if writes:
+        with load_engine(model, adapter=adapter, store=store) as engine:
+            view = engine.session(name).inspect()
+    if as_json:
+        typer.echo(json.dumps(view.as_dict(), indent=2, ensure_ascii=False))
+        return
+    size = f"{length(info)}, {decimal(info.state_bytes)} of state"
+    out.print(Text(f"{name}: {size}; begun {local(info.created_at)}, updated {local(info.updated_at)}"))
+    if view.snapshot is None:
+        note("It is empty.")
+        return
+    out.print(Text(f"snapshot {short(view.snapshot)}, fingerprint {info.fingerprint}", style="dim"), soft_wrap=True)
+
+    from deltamem_agents.cli.memory_view import print_memory
+
+    print_memory(view)
+
+
+@app.command()
+def fork(
+    name: NameArgument,
+    new: NewNameArgument,
+    store: StoreOption = None,
+    at: Annotated[str | None, typer.Option(help="A snapshot of the line, as in the log. Default: the head.")] = None,
+) -> None:
+    """Begin another session with this one's memory; both go on independently."""
+    from deltamem_agents.engine.records import check_session_name
+
+    check_session_name(new)
+    with open_existing(store) as opened:
+        find_session(opened, name)
+        opened.fork(name, new, at=None if at is None else find_snapshot(opened, name, at).id)
+        forked = find_session(opened, new)
+    note(f"{new}: {length(forked)}.")
+
+
+@app.command()
+def rollback(
+    name: NameArgument,
+    store: StoreOption = None,
+    to: Annotated[str | None, typer.Option(help="The snapshot to go to, as in the log.")] = None,
+    turns: Annotated[int | None, typer.Option(min=1, help="How many turns to go back.")] = None,
+    yes: YesOption = False,
+) -> None:
+    """Take turns back; `--to` also goes forward again, until the line that was left is pruned."""
+    if (to is None) == (turns is None):
+        raise typer.BadParameter("give either --to SNAPSHOT or --turns N")
+    from deltamem_agents.engine.session import rolled_back
+
+    with open_existing(store) as opened:
+        info = find_session(opened, name)
+        target = None if to is None else find_snapshot(opened, name, to)
         if not yes:
-            question = f"Delete session {name!r} ({_length(info)}) for good?"
+            where = count(turns or 0, "turn") + " back" if target is None else _place(target.id, target.turn)
+            typer.confirm(f"Move session {name!r} ({length(info)}) {where}?", abort=True, err=True)
+        rolled_back(opened, name, None if target is None else target.id, turns=turns)
+        now = find_session(opened, name)
+    note(f"{name}: {length(now)}.")
+    if info.head is not None and info.head != now.head:
+        note(f"`deltamem sessions rollback {name} --to {short(info.head)}` undoes this.")
+
+
+@app.command()
+def forget(name: NameArgument, store: StoreOption = None, yes: YesOption = False) -> None:
+    """Delete a session for good: its memory, its log and its texts."""
+    with open_existing(store) as opened:
+        info = find_session(opened, name)
+        if not yes:
+            question = f"Delete session {name!r} ({length(info)}) for good?"
             typer.confirm(question, abort=True, err=True)
         opened.forget(name)
     note(f"Forgotten: {name}.")
 
 
-def _open(spec: str | None) -> "StateStore":
-    """Opens a store, but creates none where one was named."""
-    from deltamem_agents.store import open_store
+@app.command("export")
+def export(
+    name: NameArgument,
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    store: StoreOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a session's line to a file, with all that an import needs to go on."""
+    from deltamem_agents.store import export_session
 
-    if spec is not None and "://" not in spec and not Path(spec).expanduser().exists():
-        raise StoreError(f"there is no store at {spec}: expected a SQLite file or a database URL; check --store")
-    return open_store(spec)
-
-
-def _find(store: "StateStore", name: str) -> "SessionInfo":
-    info = store.session(name)
-    if info is None:
-        raise SessionNotFoundError(f"there is no session {name!r} in this store: see `deltamem sessions list`")
-    return info
-
-
-def _length(info: "SessionInfo") -> str:
-    return f"{count(info.turns, 'turn')}, {count(info.messages, 'message')}"
+    with open_existing(store) as opened:
+        find_session(opened, name)
+        if file.exists() and not force:
+            raise StoreError(f"{file} exists: choose another file, or overwrite it with --force")
+        snapshots = export_session(opened, name, file)
+    note(f"{file}: {count(snapshots, 'snapshot')}, {decimal(file.stat().st_size)}.")
 
 
-def _log(line: "list[Snapshot]") -> Table:
-    """A row for each message, turns apart."""
-    table = Table("Turn", "Time", "Thread", "Role", "Memory", "Text", box=SIMPLE_HEAD)
-    for column, wraps in zip(table.columns, (False, False, True, False, False, True), strict=True):
-        column.no_wrap = not wraps
-        column.overflow = "fold"
-    for snapshot in line:
-        number = str(snapshot.turn) if snapshot.kind == "turn" else f"{snapshot.turn} ({snapshot.kind})"
-        about = (number, _local(snapshot.created_at), Text(snapshot.thread))
-        for entry in snapshot.entries:
-            table.add_row(*about, Text(entry.role), "written" if entry.written else "–", _text(entry))
-            about = ("", "", Text())
-    return table
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    store: StoreOption = None,
+    name: Annotated[str | None, typer.Option("--as", help="Under another name.")] = None,
+) -> None:
+    """Take in a session from a file; the store is created if need be."""
+    from deltamem_agents.engine.records import check_session_name
+    from deltamem_agents.store import import_session, open_store
+
+    if name is not None:
+        check_session_name(name)
+    if not file.is_file():
+        raise StoreError(f"there is no file {file}: expected what `deltamem sessions export` wrote")
+    with open_store(store) as opened:
+        imported = find_session(opened, import_session(opened, file, name=name))
+    note(f"{imported.name}: {length(imported)}.")
 
 
-def _text(entry: "Entry") -> Text:
-    from deltamem_agents.messages import Message
-
-    if entry.text is None:
-        return Text("not kept", style="dim")
-    return Text(Message.model_validate_json(entry.text).content)
-
-
-def _norms(state: bytes) -> Table:
-    """The Frobenius norm of each layer's state, all heads together."""
-    from deltamem_agents.state import MemoryState
-
-    norms = MemoryState.from_bytes(state).tensor[0].flatten(1).norm(dim=1).tolist()
-    table = Table("Layer", "Norm", "", box=SIMPLE_HEAD)
-    for layer, norm in enumerate(norms):
-        table.add_row(str(layer), f"{norm:.3f}", Bar(max(*norms, 1e-9), 0, norm, width=40))
-    return table
+@app.command()
+def rebuild(
+    name: NameArgument, store: StoreOption = None, model: ModelOption = BUNDLED, adapter: AdapterOption = None
+) -> None:
+    """Make a session's memory anew from its texts, under another model or adapter."""
+    with open_existing(store) as opened:
+        find_session(opened, name)
+    with load_engine(model, adapter=adapter, store=store) as engine:
+        turns = engine.session(name).rebuild()
+    note(f"Rebuilt: {name}, {count(turns, 'turn')}.")
 
 
-def _local(time: datetime) -> str:
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+def _place(snapshot: str, turn: int) -> str:
+    return f"to snapshot {short(snapshot)}, turn {turn}"

@@ -1,6 +1,21 @@
 """The engine: sessions, turns and windows on one frozen model."""
 
-from deltamem_agents.engine.engine import DeltaMemEngine
-from deltamem_agents.engine.records import MemoryMode, Transcript, Turn, Usage
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["DeltaMemEngine", "MemoryMode", "Transcript", "Turn", "Usage"]
+if TYPE_CHECKING:
+    from deltamem_agents.engine.engine import DeltaMemEngine
+    from deltamem_agents.engine.inspection import MemoryView
+    from deltamem_agents.engine.records import MemoryMode, Transcript, Turn, Usage
+    from deltamem_agents.engine.session import Session
+
+__all__ = ["DeltaMemEngine", "MemoryMode", "MemoryView", "Session", "Transcript", "Turn", "Usage"]
+
+_HOMES = {"DeltaMemEngine": "engine", "MemoryView": "inspection", "Session": "session"}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a name when it is first used: what reads a store alone need not wait for a model's libraries."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'records')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

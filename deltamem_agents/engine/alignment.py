@@ -1,74 +1,109 @@
-"""What is new? Aligning the messages a caller passes with the ledger of a session."""
+"""Which of a caller's messages does a session know? By ids and handles, else by digests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltamem_agents.messages import Message
-from deltamem_agents.store import Entry
+from deltamem_agents.store import Entry, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
-class Aligned:
-    """A caller's messages, sorted by what they are to the session."""
+class Known:
+    """A message that both the caller and the session's ledger have."""
 
-    shown: tuple[Message, ...]
-    """System prompts, and messages the session doesn't know that stand before the new ones: shown, never written."""
-    new: tuple[Message, ...]
-    """What was said since the end of the ledger."""
+    index: int
+    """Its place among the caller's messages, system prompts not counted."""
+    turn: Snapshot
+    """The turn that it is part of."""
+    place: int
+    """Its place among the turn's entries; -1: the point before them."""
+
+    @property
+    def entry(self) -> Entry:
+        """The ledger's entry."""
+        return self.turn.entries[self.place]
+
+    @property
+    def ends_turn(self) -> bool:
+        """Whether nothing of its turn comes after it."""
+        return self.place == len(self.turn.entries) - 1
 
 
-def align(messages: Sequence[Message], ledger: Sequence[Entry]) -> Aligned:
-    """Finds where the new messages begin.
+def name_of(message: Message) -> str | None:
+    """What a message is known by: our own handle, or the id that the caller's framework gave it."""
+    return message.snapshot or message.id
 
-    1. If messages carry ids that the ledger knows, the last of them marks the point, moved on over messages that equal
-       what the ledger holds next.
-    2. Else the longest run of messages that equals the end of the ledger marks it, wherever it stands.
-    3. Else everything is new: memory may hold a thing twice, it never loses one.
 
-    Ids that the ledger doesn't know prove nothing: some frameworks give the same message a new one at every call.
+def place_of(message: Message, turn: Snapshot) -> tuple[int, bool]:
+    """Where a message of this name stands in a turn that holds one, and whether it is still the very same message."""
+    place = [entry.message_id for entry in turn.entries].index(name_of(message))
+    return place, turn.entries[place].digest == message.digest()
+
+
+def moved_on(known: Known, spoken: Sequence[Message], turns: Sequence[Snapshot]) -> Known:
+    """The last message after a known one for which caller and ledger go on alike: by name where both have one."""
+    places = [(turn, place) for turn in turns for place in range(len(turn.entries))]
+    here = next((n for n, (turn, place) in enumerate(places) if (turn.id, place) == (known.turn.id, known.place)), None)
+    if here is None:
+        return known
+    for index, (turn, place) in zip(range(known.index + 1, len(spoken)), places[here + 1 :], strict=False):
+        if not _same(spoken[index], turn.entries[place]):
+            break
+        known = Known(index, turn, place)
+    return known
+
+
+def by_digest(spoken: Sequence[Message], turns: Sequence[Snapshot]) -> Known | None:
+    """The last message known by content, where ids prove nothing.
+
+    1. The longest run of messages that equals the end of the ledger, wherever it stands.
+    2. Else, when the messages end with all that came before the last reply, that reply's own question: the caller asks
+       again. The run must reach back over the turn's start: "hi" alone, said again, is new.
+    3. Else the longest run that equals any part of the ledger and holds a reply, up to its last reply: the caller has
+       dropped or changed what came after it.
 
     Args:
-        messages: what the caller passes: the full history, a trimmed one, or only what is new.
-        ledger: the end of the session's ledger, at least as long as `messages`.
+        spoken: the caller's messages, without system prompts.
+        turns: the last turns of the ledger, oldest first.
     """
-    spoken = [m for m in messages if m.role != "system"]
-    point = _after_known_id(spoken, ledger)
-    if point is None:
-        point = _after_longest_run(spoken, ledger)
-    known = {entry.digest for entry in ledger} | {entry.message_id for entry in ledger}
-    unknown = [m for m in spoken[:point] if m.digest() not in known and (m.id is None or m.id not in known)]
-    shown = [m for m in messages if m.role == "system"] + unknown
-    return Aligned(tuple(shown), tuple(spoken[point:]))
+    places = [(turn, place) for turn in turns for place in range(len(turn.entries))]
+    line = [turn.entries[place].digest for turn, place in places]
+    said = [message.digest() for message in spoken]
+    ends = [(_run(said[:stop], line), stop) for stop in range(1, len(said) + 1)]
+    length, stop = max(ends, default=(0, 0))
+    if length:
+        return Known(stop - 1, *places[-1])
+    if turns and len(line) > 1 and turns[-1].kind == "turn":
+        question = len(turns[-1].entries) - 1
+        if _run(said, line[:-1]) > max(question, 1):
+            return Known(len(said) - 1, *places[-2])
+    return _longest_with_reply(spoken, said, line, places)
 
 
-def _after_known_id(spoken: Sequence[Message], ledger: Sequence[Entry]) -> int | None:
-    places = {entry.message_id: place for place, entry in enumerate(ledger) if entry.message_id is not None}
-    for point in range(len(spoken), 0, -1):
-        known = places.get(spoken[point - 1].id or "")
-        if known is None:
+def _longest_with_reply(
+    spoken: Sequence[Message], said: Sequence[str], line: Sequence[str], places: Sequence[tuple[Snapshot, int]]
+) -> Known | None:
+    best, found = 0, None
+    for index, message in enumerate(spoken):
+        if message.role != "assistant":
             continue
-        for message, entry in zip(spoken[point:], ledger[known + 1 :], strict=False):
-            if not _continues(message, entry):
-                break
-            point += 1
-        return point
-    return None
+        for at, digest in enumerate(line):
+            if digest == said[index]:
+                length = _run(said[: index + 1], line[: at + 1])
+                if length >= max(best, 2):  # a reply alone, "Sure.", proves little
+                    best, found = length, Known(index, *places[at])
+    return found
 
 
-def _after_longest_run(spoken: Sequence[Message], ledger: Sequence[Entry]) -> int:
-    digests = [m.digest() for m in spoken]
-    ends = [entry.digest for entry in ledger]
-    best_length, best_point = 0, 0
-    for point in range(1, len(digests) + 1):
-        length = 0
-        while length < min(point, len(ends)) and digests[point - 1 - length] == ends[-1 - length]:
-            length += 1
-        if length and length >= best_length:
-            best_length, best_point = length, point
-    return best_point
+def _run(said: Sequence[str], line: Sequence[str]) -> int:
+    """How many digests at the two ends are equal."""
+    length = 0
+    while length < min(len(said), len(line)) and said[-1 - length] == line[-1 - length]:
+        length += 1
+    return length
 
 
-def _continues(message: Message, entry: Entry) -> bool:
+def _same(message: Message, entry: Entry) -> bool:
     """Whether a message after a known one is what the ledger holds there; different ids of a caller's say it is not."""
     both = message.id is not None and entry.message_id is not None and message.role != "assistant"
-    return message.id == entry.message_id if both else message.digest() == entry.digest
+    return message.digest() == entry.digest and (not both or message.id == entry.message_id)

@@ -1,8 +1,9 @@
 """The engine: a frozen model, its memory, and the sessions that live in a store."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,9 +12,14 @@ from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, backbone_fin
 from deltamem_agents.adapter.default import default_adapter_path
 from deltamem_agents.backbone.load import BUNDLED, context_length, end_tokens, load_backbone, tokenizer_fingerprint
 from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.backbone.tools import ToolLike, ToolUse
+from deltamem_agents.engine.inspection import MemoryView, inspect_session
+from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Planner
 from deltamem_agents.engine.prompts import PromptWriter
+from deltamem_agents.engine.rebuilding import rebuild_session
 from deltamem_agents.engine.records import (
+    MAIN_THREAD,
     MEMORY_MODES,
     TRANSCRIPTS,
     MemoryMode,
@@ -23,12 +29,15 @@ from deltamem_agents.engine.records import (
     check_session_name,
 )
 from deltamem_agents.engine.service import TurnService
+from deltamem_agents.engine.session import Session
 from deltamem_agents.engine.turns import TurnRunner
 from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundError
 from deltamem_agents.generation import GenerationOptions
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.state import MemoryState
-from deltamem_agents.store import SessionInfo, StateStore, open_store
+from deltamem_agents.store import SessionInfo, StateStore, import_session, open_store
+
+T = TypeVar("T")
 
 
 class DeltaMemEngine:
@@ -43,8 +52,12 @@ class DeltaMemEngine:
         recent_messages: how many recent messages are also in the prompt, at least; the window holds up to twice as
             many. 0: nothing but what is new is in the prompt, and the memory alone knows the rest.
         max_prompt_tokens: limit on a prompt; None: what the backbone's context holds, less the reply.
-        transcript: which messages' texts the store keeps: those in the window, "full" or "none".
+        transcript: how long the store keeps messages' texts: as long as their snapshots ("window"), for ever, with all
+            snapshots ("full"), or not at all ("none": then there is no window either).
+        keep_snapshots: how many turns one can go back: of a session's line this many snapshots are kept, and as many of
+            lines it has left. None: all.
         cache_bytes: budget for KV caches of sessions between turns.
+        max_batch: how many turns, of any callers, decode together at most.
 
     Raises:
         ConfigError: an option has an impossible value.
@@ -61,7 +74,9 @@ class DeltaMemEngine:
         recent_messages: int = 8,
         max_prompt_tokens: int | None = None,
         transcript: Transcript = "window",
+        keep_snapshots: int | None = 64,
         cache_bytes: int = 2**30,
+        max_batch: int = 16,
     ) -> None:
         if transcript not in TRANSCRIPTS:
             raise ConfigError(f"transcript is {transcript!r}, expected one of {', '.join(TRANSCRIPTS)}")
@@ -69,6 +84,9 @@ class DeltaMemEngine:
             _check_count("max_prompt_tokens", max_prompt_tokens, at_least=1)
         _check_count("recent_messages", recent_messages, at_least=0)
         _check_count("cache_bytes", cache_bytes, at_least=0)
+        _check_count("max_batch", max_batch, at_least=1)
+        if keep_snapshots is not None:
+            _check_count("keep_snapshots", keep_snapshots, at_least=1)
         self.model, self.tokenizer = model, tokenizer
         self.recent_messages = recent_messages
         backbone = model.backbone
@@ -76,27 +94,13 @@ class DeltaMemEngine:
         self.fingerprint = (
             f"{backbone_fingerprint(backbone)}+{tokenizer_fingerprint(tokenizer)}+{model.adapter.fingerprint()}"
         )
-        writer = PromptWriter(ChatTemplate(tokenizer), model.adapter.config)
+        self._writer = PromptWriter(ChatTemplate(tokenizer), model.adapter.config)
+        self._max_prompt_tokens, self._transcript = max_prompt_tokens, transcript
+        self._keep_snapshots = None if transcript == "full" else keep_snapshots
+        self._calls = CallOrder()
         self.store = open_store(store)
-        planner = Planner(
-            self.store,
-            writer,
-            fingerprint=self.fingerprint,
-            context=self.context,
-            max_prompt_tokens=max_prompt_tokens,
-            recent_messages=recent_messages,
-            transcript=transcript,
-        )
-        runner = TurnRunner(
-            model,
-            writer,
-            planner,
-            self.store,
-            fingerprint=self.fingerprint,
-            transcript=transcript,
-            cache_bytes=cache_bytes,
-        )
-        self._service = TurnService(runner, end_tokens(backbone, tokenizer))
+        runner = self._runner_on(self.store, cache_bytes=cache_bytes)
+        self._service = TurnService(runner, max_batch=max_batch)
 
     @classmethod
     def from_pretrained(
@@ -111,6 +115,8 @@ class DeltaMemEngine:
         recent_messages: int = 8,
         max_prompt_tokens: int | None = None,
         transcript: Transcript = "window",
+        keep_snapshots: int | None = 64,
+        cache_bytes: int = 2**30,
     ) -> Self:
         """Loads a model and its adapter; the other arguments are those of the class.
 
@@ -124,6 +130,8 @@ class DeltaMemEngine:
             recent_messages: how many recent messages are also in the prompt.
             max_prompt_tokens: limit on a prompt.
             transcript: which messages' texts the store keeps.
+            keep_snapshots: how many turns one can go back.
+            cache_bytes: budget for KV caches of sessions between turns.
 
         Raises:
             BackboneError: the model cannot be found or loaded.
@@ -141,6 +149,8 @@ class DeltaMemEngine:
             recent_messages=recent_messages,
             max_prompt_tokens=max_prompt_tokens,
             transcript=transcript,
+            keep_snapshots=keep_snapshots,
+            cache_bytes=cache_bytes,
         )
 
     @classmethod
@@ -165,15 +175,17 @@ class DeltaMemEngine:
         Args:
             messages: the whole history, a trimmed one, or only what is new; the engine finds out what is new.
             session: whose memory; None: the frozen model without memory.
-            thread: a label for this line of conversation; by default the session's name.
+            thread: a label for this line of conversation, where one session has several at a time; by default "main".
             memory: "read_write", "read" (nothing is kept) or "off" (the frozen model).
             recent_messages: overrides the engine's, for this call.
-            **options: `max_new_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`, `stop`.
+            **options: `max_new_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`, `stop`;
+                `response_format`, which the reply is held to; `tools`, with `tool_choice` ("auto", "none", "required"
+                or a name) and `parallel_tool_calls`: calls come as `Turn.reply.tool_calls`.
 
         Raises:
             MessageError: messages that are empty, malformed, too long, or leave nothing to reply to.
             SessionError: a bad session or thread name.
-            ConfigError: another option has an impossible value.
+            ConfigError: another option has an impossible value, or a tool is described badly.
             FingerprintError: the session was written under another backbone or adapter.
             GenerationError: unknown or bad generation options, the call was cancelled, or the model failed.
             StoreError: the store cannot be read or written; then nothing was kept.
@@ -252,16 +264,27 @@ class DeltaMemEngine:
         ]
         return self._service.batch(requests)
 
-    def absorb(self, messages: Sequence[MessageLike], *, session: str, thread: str | None = None) -> str:
+    def absorb(
+        self, messages: Sequence[MessageLike], *, session: str, thread: str | None = None, key: str | None = None
+    ) -> str:
         """Writes messages into a session's memory without a reply. They are always taken as new.
 
+        Args:
+            messages: what to take in.
+            session: whose memory.
+            thread: a label for this line of conversation, where one session has several at a time; by default "main".
+            key: makes a retry harmless: what was absorbed under this key before is not absorbed again.
+
         Returns:
-            The id of the snapshot.
+            The id of the snapshot that holds them.
         """
-        check_session_name(session)
-        return self._service.absorb(
-            self._request(messages, session, thread, "read_write", None, {"max_new_tokens": 1})
-        )
+        return self._service.absorb(self._absorption(messages, session, thread, key))
+
+    async def aabsorb(
+        self, messages: Sequence[MessageLike], *, session: str, thread: str | None = None, key: str | None = None
+    ) -> str:
+        """`absorb` for an event loop."""
+        return await self._service.aabsorb(self._absorption(messages, session, thread, key))
 
     # --- sessions
 
@@ -281,6 +304,10 @@ class DeltaMemEngine:
             raise SessionNotFoundError(f"there is no session {session!r} in this store: see sessions()")
         return MemoryState.from_bytes(self.store.snapshot(info.head).state, fingerprint=self.fingerprint)
 
+    def session(self, name: str, *, thread: str | None = None) -> Session:
+        """A session as an object: its turns, log, forks, rollback, export. It need not exist yet."""
+        return Session(self, name, thread=thread)
+
     def forget(self, session: str) -> None:
         """Deletes a session for good: its memory, its log and its texts.
 
@@ -288,6 +315,55 @@ class DeltaMemEngine:
             SessionNotFoundError: there is no such session.
         """
         self._service.forget(check_session_name(session))
+
+    def import_session(self, path: str | Path, *, name: str | None = None) -> Session:
+        """Takes in what `Session.export` wrote, under its own name or another.
+
+        Raises:
+            StoreError: the file is damaged, was tampered with, or is none of ours.
+            SessionError: a session of this name exists.
+        """
+        return Session(self, import_session(self.store, path, name=name))
+
+    def rebuild(self, session: str) -> int:
+        """Makes a session's memory anew from its texts, under this engine's adapter; gives the number of turns.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+            SessionError: texts are missing: only `transcript="full"` keeps them all.
+        """
+
+        def work() -> int:
+            return rebuild_session(
+                self.store, session, recent_messages=self.recent_messages, runner_on=self._runner_on
+            )
+
+        return self.on_session(session, work)
+
+    def inspect(self, session: str, *, writes: bool = True) -> MemoryView:
+        """Makes a session's memory readable; see `Session.inspect`.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+            FingerprintError: it was written under another backbone or adapter.
+        """
+
+        def work() -> MemoryView:
+            return inspect_session(
+                self.model,
+                self.store,
+                self._writer,
+                session,
+                fingerprint=self.fingerprint,
+                recent_messages=self.recent_messages,
+                writes=writes,
+            )
+
+        return self.on_session(session, work)
+
+    def on_session(self, session: str, work: Callable[[], T]) -> T:
+        """Does something to a session between two of its turns, on the model's thread."""
+        return self._service.call(work, sessions=[check_session_name(session)])
 
     def close(self) -> None:
         """Finishes queued work and closes the store. The engine cannot be used afterwards."""
@@ -303,6 +379,38 @@ class DeltaMemEngine:
         self.close()
 
     # --- inside
+
+    def _runner_on(self, store: StateStore, *, cache_bytes: int = 2**28) -> TurnRunner:
+        planner = Planner(
+            store,
+            self._writer,
+            fingerprint=self.fingerprint,
+            context=self.context,
+            max_prompt_tokens=self._max_prompt_tokens,
+            transcript=self._transcript,
+            overlaps=self._calls.overlaps,
+        )
+        return TurnRunner(
+            self.model,
+            self._writer,
+            planner,
+            store,
+            ends=end_tokens(self.model.backbone, self.tokenizer),
+            fingerprint=self.fingerprint,
+            transcript=self._transcript,
+            cache_bytes=cache_bytes,
+            keep_snapshots=self._keep_snapshots,
+            calls=self._calls,
+        )
+
+    def _absorption(
+        self, messages: Sequence[MessageLike], session: str, thread: str | None, key: str | None
+    ) -> Request:
+        check_session_name(session)
+        if key is not None and not key:
+            raise SessionError("the key of an absorption is empty: give a text that names it, or None")
+        request = self._request(messages, session, thread, "read_write", None, {"max_new_tokens": 1})
+        return replace(request, key=key)
 
     def _request(
         self,
@@ -321,13 +429,21 @@ class DeltaMemEngine:
             check_session_name(thread, kind="thread")
         if recent_messages is not None:
             _check_count("recent_messages", recent_messages, at_least=0)
+        options = dict(options)
+        use = ToolUse.parse(
+            cast("Sequence[ToolLike] | None", options.pop("tools", None)),
+            options.pop("tool_choice", None),
+            parallel=options.pop("parallel_tool_calls", None) is not False,
+        )
         return Request(
             messages=tuple(as_messages(messages)),
             session=session,
-            thread=thread or session or "",
+            thread=thread or MAIN_THREAD,
             memory=memory,
             recent_messages=self.recent_messages if recent_messages is None else recent_messages,
             options=GenerationOptions.parse(options),
+            use=use,
+            order=self._calls.next(),
         )
 
 

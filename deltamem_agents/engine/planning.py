@@ -1,18 +1,23 @@
 """Planning a turn: what is new, where the window starts, and whether it all fits."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from deltamem_agents.engine.alignment import align
+from deltamem_agents.backbone.tools import Tool
+from deltamem_agents.engine.courses import LOOKBACK, Course, Navigator
 from deltamem_agents.engine.prompts import PromptWriter, in_groups
 from deltamem_agents.engine.records import Request, Transcript
-from deltamem_agents.engine.windows import Window, block_start, load_window
-from deltamem_agents.errors import ContextOverflowError, FingerprintError, MessageError, StoreError
+from deltamem_agents.engine.windows import Window, load_window
+from deltamem_agents.errors import (
+    ContextOverflowError,
+    FingerprintError,
+    MessageError,
+    SessionNotFoundError,
+    StoreError,
+)
 from deltamem_agents.messages import Message
 from deltamem_agents.store import SessionInfo, Snapshot, StateStore
 
-LOOKBACK = 64
-"""At least this many messages of the ledger are compared with a caller's."""
 REPLY_MARKERS = 8
 """Tokens of the context left for what a template puts behind a reply."""
 
@@ -22,15 +27,35 @@ class Plan:
     """What a turn starts from and what it adds."""
 
     head: Snapshot | None
-    """The session's head when the turn began; None for a new session or a call without one."""
+    """The session's head when the turn was planned; None for a new session or a call without one."""
+    course: Course
     window: Window
-    shown: tuple[Message, ...]
-    """System prompts and context, in front of the window, never written."""
-    new: tuple[Message, ...]
     lengths: tuple[int, ...]
     """Tokens of each new message."""
+    tools: tuple[Tool, ...]
+    """The tools that the prompt describes."""
     groups: tuple[int, ...]
     """Sizes of consecutive groups of new messages that each fit the context. Usually one; the last is in the prompt."""
+
+    @property
+    def base(self) -> Snapshot | None:
+        """The turn's parent."""
+        return self.course.base
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the turn leaves the line that the head is on."""
+        return (self.base and self.base.id) != (self.head and self.head.id)
+
+    @property
+    def new(self) -> tuple[Message, ...]:
+        """The messages that the turn adds, before its reply."""
+        return self.course.new
+
+    @property
+    def shown(self) -> tuple[Message, ...]:
+        """What the prompt begins with, never written."""
+        return (*self.course.shown, *self.window.shown)
 
     @property
     def spoken(self) -> tuple[Message, ...]:
@@ -47,8 +72,8 @@ class Planner:
         fingerprint: of the model that the sessions must belong to.
         context: how many tokens the backbone can attend to.
         max_prompt_tokens: limit on a prompt; None: what the context holds, less the reply.
-        recent_messages: how many recent messages have their texts kept, at least, whatever a call's own window is.
         transcript: which messages' texts are kept; without texts there are no windows.
+        overlaps: whether a turn was committed while a call was already under way.
     """
 
     def __init__(
@@ -59,12 +84,13 @@ class Planner:
         fingerprint: str,
         context: int,
         max_prompt_tokens: int | None,
-        recent_messages: int,
         transcript: Transcript,
+        overlaps: Callable[[Snapshot, Request], bool],
     ) -> None:
+        self._navigator = Navigator(store, overlaps)
         self.store, self.writer, self.fingerprint = store, writer, fingerprint
         self.context, self.max_prompt_tokens = context, max_prompt_tokens
-        self.recent_messages, self.transcript = recent_messages, transcript
+        self.transcript = transcript
 
     def session(self, request: Request) -> Plan:
         """Plans a turn of a session.
@@ -75,11 +101,9 @@ class Planner:
             MessageError: there is nothing to reply to.
         """
         head = self.head(request.session)
-        reach = max(len(request.messages), 2 * request.recent_messages, LOOKBACK)
-        ledger = () if head is None else self.store.line(head.id, since=max(0, head.messages - reach))
-        aligned = align(request.messages, [entry for turn in ledger for entry in turn.entries])
-        plan = self._plan(request, head, aligned.shown, aligned.new)
-        if not plan.spoken or plan.spoken[-1].role == "assistant":
+        plan = self._plan(request, head, self._navigator.course(request, head))
+        prompt = (*plan.shown, *plan.spoken)
+        if not prompt or prompt[-1].role in ("assistant", "system"):
             raise MessageError(
                 "there is nothing new to reply to: the session has seen all of these messages, or the last one is the "
                 "assistant's; add a user message"
@@ -88,11 +112,27 @@ class Planner:
 
     def absorption(self, request: Request) -> Plan:
         """Plans the writing of messages that are new by definition."""
-        return self._plan(request, self.head(request.session), (), request.messages)
+        head = self.head(request.session)
+        return self._plan(request, head, Course(head, (), request.messages))
 
     def continuation(self, request: Request, lost: Plan) -> Plan:
-        """Plans a turn again, on a head that somebody else has moved meanwhile."""
-        return self._plan(request, self.head(request.session), lost.shown, lost.new)
+        """Plans a turn again, on a head that somebody else has moved meanwhile: nothing of theirs is undone.
+
+        Raises:
+            SessionNotFoundError: they have forgotten the session.
+        """
+        head = self.head(request.session)
+        if lost.head is not None and self.store.session(request.session or "") is None:
+            raise SessionNotFoundError(
+                f"session {request.session!r} was forgotten while this turn was under way: nothing of the turn was "
+                "kept; say it again to begin the session anew"
+            )
+        new = lost.new
+        if head is not None and lost.goes_back:  # what it shares with the line is there already
+            turns = self.store.thread(head.id, request.thread, last=LOOKBACK)
+            held = {entry.digest for turn in turns for entry in turn.entries}
+            new = tuple(message for message in new if message.digest() not in held)
+        return self._plan(request, head, replace(lost.course, base=head, new=new, until=None))
 
     def stateless(self, request: Request) -> Plan:
         """Plans a call without memory: the frozen model, on just these messages.
@@ -104,14 +144,15 @@ class Planner:
         if request.messages[-1].role in ("assistant", "system"):
             last = request.messages[-1].role
             raise MessageError(f"there is nothing to reply to: the last message is the {last}'s; add a user message")
-        tokens = len(self.writer.render(request.messages, (), write=False).ids)
-        tokens += len(self.writer.opening(request.messages).ids)
+        tools = request.use.shown
+        tokens = len(self.writer.render(request.messages, (), write=False, tools=tools).ids)
+        tokens += len(self.writer.opening(request.messages, tools=tools).ids)
         if tokens > self._limit(request):
             raise ContextOverflowError(
                 f"the prompt has {tokens} tokens, but {self._limit(request)} fit ({self._budget(request)}): shorten "
                 "it, or name a session, whose memory takes in what does not fit"
             )
-        return Plan(None, Window(None, ()), request.messages, (), (), (0,))
+        return Plan(None, Course(None, request.messages, ()), Window(None, (), ()), (), tools, (0,))
 
     def head(self, session: str | None) -> Snapshot | None:
         """The head of a session, None if it has none.
@@ -128,42 +169,34 @@ class Planner:
         if info.fingerprint != self.fingerprint:
             raise FingerprintError(
                 f"session {session!r} was written under fingerprint {info.fingerprint!r}, this backbone and adapter "
-                f"have {self.fingerprint!r}: load the matching adapter, or use another session"
+                f"have {self.fingerprint!r}: load the matching adapter, rebuild the session from its text "
+                "(`engine.rebuild`), or use another session"
             )
         return line[-1]
 
-    def drop_text_before(self, plan: Plan) -> int:
-        """Before which message of the line texts may be dropped when the turn is committed.
-
-        One call with a smaller window must not cost the next call its own, so the engine's window counts too.
-        """
-        if self.transcript != "window" or plan.head is None:
-            return 0
-        return min(plan.window.position, block_start(plan.head.messages, self.recent_messages))
-
-    def _plan(
-        self, request: Request, head: Snapshot | None, shown: tuple[Message, ...], new: tuple[Message, ...]
-    ) -> Plan:
+    def _plan(self, request: Request, head: Snapshot | None, course: Course) -> Plan:
+        shown, new = course.shown, course.new
         measured = new or (Message(role="user", content=""),)  # in front of the window there may be nothing new
-        rendered = self.writer.render(shown, measured, write=False)
+        tools = request.use.shown
+        rendered = self.writer.render(shown, measured, write=False, tools=tools)
         lengths = rendered.lengths[len(shown) :]
-        fixed = len(rendered.ids) - sum(lengths) + len(self.writer.opening((*shown, *measured)).ids)
+        fixed = len(rendered.ids) - sum(lengths) + len(self.writer.opening((*shown, *measured), tools=tools).ids)
         lengths = lengths if new else ()
         room = self._limit(request) - fixed
         self._check_fits(request, new, lengths, room, fixed)
         groups = in_groups(lengths, room)
-        if len(groups) > 1:  # the memory takes in what does not fit, so the window is all behind
-            start = None if head is None else self.store.snapshot(head.id)
-            return Plan(head, Window(start, ()), shown, new, lengths, tuple(groups))
+        crowded = len(groups) > 1  # the memory takes in what does not fit, so the window is all behind
         window = load_window(
             self.store,
-            head,
-            recent=0 if self.transcript == "none" else request.recent_messages,
+            course.base,
+            request.thread,
+            recent=0 if crowded or self.transcript == "none" else request.recent_messages,
             room=room,
             new=sum(lengths),
-            answers=bool(new) and new[0].role == "tool",
+            answers=not crowded and bool(new) and new[0].role == "tool",
+            until=course.until,
         )
-        return Plan(head, window, shown, new, lengths, tuple(groups))
+        return Plan(head, course, window, lengths, request.use.shown, tuple(groups))
 
     def _limit(self, request: Request) -> int:
         room = self.context - request.options.max_new_tokens - REPLY_MARKERS

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deltamem_agents.backbone.spans import sentence_spans
 from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.backbone.tools import Tool
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.generation import Piece
 from deltamem_agents.messages import Message
@@ -31,11 +32,13 @@ class PromptWriter:
     def __init__(self, template: ChatTemplate, config: DeltaMemConfig) -> None:
         self.template, self.config = template, config
 
-    def render(self, shown: Sequence[Message], spoken: Sequence[Message], *, write: bool) -> Rendered:
+    def render(
+        self, shown: Sequence[Message], spoken: Sequence[Message], *, write: bool, tools: Sequence[Tool] = ()
+    ) -> Rendered:
         """Pieces of `shown`, never written, then `spoken`, written where their role is absorbed and `write` is on."""
         messages = [*shown, *spoken]
         pieces, lengths = [], [0] * len(messages)
-        for segment in self.template.render(messages):
+        for segment in self.template.render(messages, tools):
             on = write and segment.message is not None and segment.message >= len(shown)
             on = on and messages[segment.message or 0].role in self._roles
             pieces.append(Piece(segment.ids, on, self._spans(segment.ids) if on and self.config.spans else None))
@@ -43,9 +46,9 @@ class PromptWriter:
                 lengths[segment.message] += len(segment.ids)
         return Rendered(tuple(pieces), tuple(lengths))
 
-    def opening(self, messages: Sequence[Message], *, write: bool = False) -> Piece:
+    def opening(self, messages: Sequence[Message], *, write: bool = False, tools: Sequence[Tool] = ()) -> Piece:
         """The generation prompt after `messages`; where replies are written as they come, it is part of the reply."""
-        return Piece(self.template.generation_prompt(messages), write and self.writes_replies)
+        return Piece(self.template.generation_prompt(messages, tools), write and self.writes_replies)
 
     @property
     def writes_replies(self) -> bool:

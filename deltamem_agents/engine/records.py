@@ -1,8 +1,10 @@
 """What callers ask of the engine and what they get."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
+from deltamem_agents.backbone.tools import ToolUse
 from deltamem_agents.errors import SessionError
 from deltamem_agents.generation import FinishReason, GenerationOptions
 from deltamem_agents.messages import Message
@@ -11,9 +13,11 @@ MemoryMode = Literal["read_write", "read", "off"]
 """`read_write` keeps the turn; `read` uses the memory and keeps nothing; `off` is the frozen model, with no session."""
 MEMORY_MODES: tuple[MemoryMode, ...] = ("read_write", "read", "off")
 Transcript = Literal["window", "full", "none"]
-"""Which messages' texts a store keeps: those still in the window, all, or none."""
+"""How long a store keeps messages' texts: as long as their snapshots, for ever (with all snapshots), or not at all."""
 TRANSCRIPTS: tuple[Transcript, ...] = ("window", "full", "none")
 NAME_LENGTH = 200
+MAIN_THREAD = "main"
+"""The label of calls that name no thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,14 @@ class Request:
     memory: MemoryMode
     recent_messages: int
     options: GenerationOptions
+    use: ToolUse = field(default_factory=ToolUse)
+    """The tools of the call, and what the model may do with them."""
+    order: int = 0
+    """When the call was made, as counted by its engine: turns committed since then overlap with it."""
+    made_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """When the call was made, for turns that other processes commit."""
+    key: str | None = None
+    """The caller's name for an absorption, which makes a retry idempotent."""
 
     @property
     def remembers(self) -> bool:

@@ -1,29 +1,31 @@
 """Turns on the model thread, for callers on any thread or event loop."""
 
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from threading import Event
-
-import torch
+from typing import TypeVar
 
 from deltamem_agents.engine.records import Request, Turn
+from deltamem_agents.engine.scheduler import Emit, Scheduler, Steps, Task
 from deltamem_agents.engine.turns import Decoded, TurnRunner, cancelled_error
-from deltamem_agents.engine.worker import Emit, Work, Worker
+from deltamem_agents.engine.worker import Worker
 from deltamem_agents.errors import DeltaMemError, GenerationError
-from deltamem_agents.generation import decode
+from deltamem_agents.generation.decode import Decoder
+
+T = TypeVar("T")
 
 
 class TurnService:
-    """Queues turns for the one thread that owns the model.
+    """Queues turns for the one thread that owns the model, where those of different sessions decode together.
 
     Args:
         runner: carries the turns out.
-        ends: token ids that end a reply.
+        max_batch: how many turns decode at once, at most.
     """
 
-    def __init__(self, runner: TurnRunner, ends: Collection[int]) -> None:
-        self._runner, self._ends = runner, ends
-        self._worker = Worker("deltamem")
+    def __init__(self, runner: TurnRunner, *, max_batch: int = 16) -> None:
+        self._runner = runner
+        self._worker = Worker(Scheduler(Decoder(runner.model, runner.ends), max_batch=max_batch))
 
     def run(self, request: Request) -> Turn:
         """One turn."""
@@ -46,75 +48,91 @@ class TurnService:
                 yield item if isinstance(item, str) else await self._worker.arun(self._finishing(item))
 
     def batch(self, requests: Sequence[Request]) -> list[Turn]:
-        """Many turns, decoded together."""
-        return self._worker.run(lambda emit, cancelled: self._run_waves(requests, cancelled))
+        """Many turns, queued at once. The first error ends those that are not complete, and is raised."""
+        return self._worker.run_all([self._turn(request) for request in requests])
 
     def absorb(self, request: Request) -> str:
         """Writes messages without a reply; gives the id of the snapshot."""
+        return self._worker.run(self._absorbing(request))
 
-        def work(emit: Emit, cancelled: Event) -> str:
-            with torch.inference_mode(), _model_errors():
-                return self._runner.absorb(request)
-
-        return self._worker.run(work)
+    async def aabsorb(self, request: Request) -> str:
+        """`absorb` for an event loop."""
+        return await self._worker.arun(self._absorbing(request))
 
     def forget(self, session: str) -> None:
         """Deletes a session, after the turns that are queued."""
 
-        def work(emit: Emit, cancelled: Event) -> None:
+        def forget() -> None:
             self._runner.drop_warm(session)
             self._runner.store.forget(session)
 
-        self._worker.run(work)
+        self.call(forget, sessions=[session])
+
+    def call(self, function: Callable[[], T], *, sessions: Collection[str] = ()) -> T:
+        """Calls a function on the model thread, without gradients, between two steps of decoding.
+
+        Args:
+            function: what to call; it must not call the service.
+            sessions: those it works on: it waits for what was queued on them before, and what comes later waits for it.
+        """
+        return self._worker.run(_call(function, frozenset(sessions)))
 
     def close(self) -> None:
         """Finishes queued work and ends the thread."""
         self._worker.close()
 
-    def _turn(self, request: Request) -> Work[Turn]:
-        return lambda emit, cancelled: self._run([request], emit, cancelled)[0]
+    def _turn(self, request: Request) -> Task[Turn]:
+        def begin(emit: Emit, cancelled: Event) -> Steps[Turn]:
+            decoded = yield from self._decode(request, emit, cancelled)
+            return self._finish(decoded, cancelled)
 
-    def _decoding(self, request: Request) -> Work[list[Decoded]]:
-        return lambda emit, cancelled: self._decode([request], emit, cancelled)
+        return Task(begin, _sessions(request), decodes=True)
 
-    def _finishing(self, decoded: Sequence[Decoded]) -> Work[Turn]:
-        return lambda emit, cancelled: self._finish(decoded, cancelled)[0]
+    def _decoding(self, request: Request) -> Task[Decoded]:
+        return Task(lambda emit, cancelled: self._decode(request, emit, cancelled), _sessions(request), decodes=True)
 
-    def _run_waves(self, requests: Sequence[Request], cancelled: Event) -> list[Turn]:
-        """Waves of distinct sessions, so that turns of one session follow each other."""
-        turns: dict[int, Turn] = {}
-        waiting = list(range(len(requests)))
-        while waiting:
-            wave, busy, later = [], set[str | None](), []
-            for index in waiting:
-                session = requests[index].session
-                if session is not None and session in busy:
-                    later.append(index)
-                else:
-                    wave.append(index)
-                    busy.add(session)
-            done = self._run([requests[i] for i in wave], lambda text: None, cancelled)
-            turns |= dict(zip(wave, done, strict=True))
-            waiting = later
-        return [turns[index] for index in range(len(requests))]
+    def _finishing(self, decoded: Decoded) -> Task[Turn]:
+        def begin(emit: Emit, cancelled: Event) -> Steps[Turn]:
+            return self._finish(decoded, cancelled)
+            yield  # never reached: it makes this a generator
 
-    def _run(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Turn]:
-        return self._finish(self._decode(requests, emit, cancelled), cancelled)
+        return Task(begin, _sessions(decoded[0].request))
 
-    @torch.inference_mode()
-    def _decode(self, requests: Sequence[Request], emit: Emit, cancelled: Event) -> list[Decoded]:
+    def _absorbing(self, request: Request) -> Task[str]:
+        return _call(lambda: self._runner.absorb(request), _sessions(request))
+
+    def _decode(self, request: Request, emit: Emit, cancelled: Event) -> Steps[Decoded]:
         if cancelled.is_set():
             raise cancelled_error()
         with _model_errors():
-            prepared = [self._runner.prepare(request) for request in requests]
-            lanes = [self._runner.lane(p, emit, cancelled.is_set) for p in prepared]
-            decode(self._runner.model, lanes, self._ends)
-        return list(zip(prepared, lanes, strict=True))
+            prepared = self._runner.prepare(request)
+            lane = self._runner.lane(prepared, emit, cancelled.is_set)
+            yield lane
+            if lane.finish_reason is None or lane.finish_reason == "cancelled":
+                raise cancelled_error()
+            return prepared, lane, self._runner.reply(prepared, lane)
 
-    @torch.inference_mode()
-    def _finish(self, decoded: Sequence[Decoded], cancelled: Event) -> list[Turn]:
+    def _finish(self, decoded: Decoded, cancelled: Event) -> Turn:
         with _model_errors():
-            return [self._runner.finish(prepared, lane, cancelled.is_set) for prepared, lane in decoded]
+            return self._runner.finish(*decoded, cancelled.is_set)
+
+
+def _sessions(request: Request) -> frozenset[str]:
+    """Those whose memory the request is about."""
+    return frozenset([request.session] if request.session is not None and request.remembers else [])
+
+
+def _call(function: Callable[[], T], sessions: frozenset[str]) -> Task[T]:
+    """Work without a lane."""
+
+    def begin(emit: Emit, cancelled: Event) -> Steps[T]:
+        if cancelled.is_set():
+            raise cancelled_error()
+        with _model_errors():
+            return function()
+        yield  # never reached: it makes this a generator
+
+    return Task(begin, sessions)
 
 
 @contextmanager

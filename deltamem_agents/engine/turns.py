@@ -1,27 +1,30 @@
 """One turn as a transaction: prefill, decode, commit. Runs on the engine's model thread only."""
 
+import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from torch import Tensor
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Plan, Planner
 from deltamem_agents.engine.prompts import PromptWriter, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
-from deltamem_agents.errors import ConflictError, GenerationError
-from deltamem_agents.generation import Lane, Row, TextStream, feed
+from deltamem_agents.errors import ConflictError, GenerationError, SessionError, StoreError
+from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Entry, Snapshot, StateStore
 
 ATTEMPTS = 20
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
     """A turn whose prompt has been fed."""
 
@@ -29,12 +32,16 @@ class Prepared:
     plan: Plan
     row: Row
     logits: Tensor
+    opening: Piece
+    """The generation prompt at its end."""
     prompt_tokens: int
     cached_tokens: int
+    gate: CallGate | None = None
+    """Where tools may be called: holds calls back from the text that is shown."""
 
 
-Decoded = tuple[Prepared, Lane]
-"""A turn whose reply is complete, or cancelled, but not committed."""
+Decoded = tuple[Prepared, Lane, Message]
+"""A turn whose reply is complete but not committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +66,12 @@ class TurnRunner:
         writer: renders its prompts.
         planner: plans its turns.
         store: keeps the sessions.
+        ends: token ids that end a reply.
         fingerprint: of backbone, tokenizer and adapter; states carry it.
         transcript: which messages' texts are kept.
         cache_bytes: budget for the KV caches of sessions between turns.
+        keep_snapshots: how many snapshots of a session's line are kept, and of lines it has left; None: all.
+        calls: counts calls and commits.
     """
 
     def __init__(
@@ -71,39 +81,61 @@ class TurnRunner:
         planner: Planner,
         store: StateStore,
         *,
+        ends: Collection[int],
         fingerprint: str,
         transcript: Transcript,
         cache_bytes: int,
+        keep_snapshots: int | None,
+        calls: CallOrder,
     ) -> None:
         self.model, self.writer, self.planner, self.store = model, writer, planner, store
+        self.ends = ends
         self.fingerprint, self.transcript, self.cache_bytes = fingerprint, transcript, cache_bytes
+        self.keep_snapshots, self.calls = keep_snapshots, calls
         self._warm: OrderedDict[str, _Warm] = OrderedDict()
 
     def prepare(self, request: Request) -> Prepared:
         """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning."""
         remembers = request.remembers
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
-        rendered = self.writer.render(plan.shown, plan.spoken, write=remembers)
-        opening = self.writer.opening((*plan.shown, *plan.spoken), write=remembers)
-        row = self._take_warm(request, plan, rendered.ids) or Row(self._start_state(plan))
+        rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools)
+        opening = self.writer.opening((*plan.shown, *plan.spoken), write=remembers, tools=plan.tools)
+        row = self._take_warm(request, plan) or Row(self._start_state(plan))
         cached = len(row.ids)
         row, logits = feed(self.model, row, [*remainder(rendered.pieces, cached), opening])
-        return Prepared(request, plan, row, logits, len(rendered.ids) + len(opening.ids), cached)
+        return Prepared(request, plan, row, logits, opening, len(rendered.ids) + len(opening.ids), cached)
 
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
         """The decoding of a prepared turn."""
-        options = prepared.request.options
-        write = prepared.request.remembers and self.writer.writes_replies
-        stream = TextStream(self.writer.template.tokenizer, options.stop)
-        return Lane(prepared.row, prepared.logits, options, stream, write, emit, cancelled)
+        request, template = prepared.request, self.writer.template
+        write = request.remembers and self.writer.writes_replies
+        stream = TextStream(template.tokenizer, request.options.stop)
+        grammar = reply_grammar(request.options.response_format, request.use, template.syntax)
+        constraint = None if grammar is None else constrain(template.tokenizer, self.ends, grammar)
+        if request.use.callable:
+            prepared.gate = CallGate(template.syntax.trigger, emit)
+            emit = prepared.gate.push
+        return Lane(
+            prepared.row, prepared.logits, request.options, stream, write, emit, cancelled, constraint=constraint
+        )
 
-    def finish(self, prepared: Prepared, lane: Lane, cancelled: Callable[[], bool]) -> Turn:
+    def reply(self, prepared: Prepared, lane: Lane) -> Message:
+        """What was decoded: text and tool calls. Shows what text was held back because it might have been a call."""
+        use, text = prepared.request.use, lane.stream.text
+        if prepared.gate is None:
+            return Message(role="assistant", content=text)
+        content, calls = self.writer.template.parse_reply(
+            text, use.callable, ids=lane.stream.ids, opening=prepared.opening.ids
+        )
+        prepared.gate.finish(content)
+        return Message(role="assistant", content=content, tool_calls=calls)
+
+    def finish(self, prepared: Prepared, lane: Lane, reply: Message, cancelled: Callable[[], bool]) -> Turn:
         """Commits a turn whose reply is complete; a cancelled one leaves the session as it was."""
+        assert lane.finish_reason is not None
         request, plan = prepared.request, prepared.plan
-        if lane.finish_reason is None or lane.finish_reason == "cancelled":
-            raise cancelled_error()
         snapshot = uuid.uuid4().hex if request.session is not None and request.memory == "read_write" else None
-        reply = Message(role="assistant", content=lane.stream.text, id=snapshot)
+        reply = reply.model_copy(update={"id": snapshot, "snapshot": snapshot})
         if request.session is not None and snapshot is not None:
             row = self._after_reply(plan, reply, lane.row)
             if cancelled():
@@ -117,13 +149,19 @@ class TurnRunner:
         return Turn(reply, usage, lane.finish_reason, snapshot, request.session)
 
     def absorb(self, request: Request) -> str:
-        """Writes messages into a session without a reply; gives the id of the snapshot."""
-        plan, snapshot = self.planner.absorption(request), uuid.uuid4().hex
+        """Writes messages into a session without a reply; gives the id of the snapshot that holds them."""
+        assert request.session is not None
+        snapshot = uuid.uuid4().hex
+        plan = self.planner.absorption(request)
+        if (done := self._absorbed(request, plan)) is not None:
+            return done
+        row = self._replay(plan, row=self._take_warm(request, plan))
         try:
-            self._commit(request, plan, self._replay(plan).state, id=snapshot)
+            self._commit(request, plan, row.state, id=snapshot)
+            self._keep_warm(request.session, _Warm(snapshot, plan.window.start_id, row))
+            return snapshot
         except ConflictError:
-            self._commit_on_new_head(request, plan, id=snapshot)
-        return snapshot
+            return self._commit_on_new_head(request, plan, id=snapshot)
 
     def drop_warm(self, session: str) -> None:
         """Lets go of a session's KV cache."""
@@ -139,21 +177,27 @@ class TurnRunner:
         done = 0
         for size in plan.groups[:-1]:
             group = plan.new[done : done + size]
-            state = feed(self.model, Row(state), self.writer.render(plan.shown, group, write=True).pieces)[0].state
+            pieces = self.writer.render(plan.shown, group, write=True, tools=plan.tools).pieces
+            state = feed(self.model, Row(state), pieces)[0].state
             done += size
         return state
 
-    def _replay(self, plan: Plan, reply: Message | None = None) -> Row:
-        """Everything the plan's prompt says, fed from the window's start: what a turn's state is by definition."""
+    def _replay(self, plan: Plan, reply: Message | None = None, *, row: Row | None = None) -> Row:
+        """Everything the plan's prompt says, fed from the window's start: what a turn's state is by definition.
+
+        A `row` holds the beginning of it already.
+        """
         spoken = plan.spoken if reply is None else (*plan.spoken, reply)
-        pieces = self.writer.render(plan.shown, spoken, write=True).pieces
-        return feed(self.model, Row(self._start_state(plan)), pieces)[0]
+        pieces = self.writer.render(plan.shown, spoken, write=True, tools=plan.tools).pieces
+        row = row or Row(self._start_state(plan))
+        rest = remainder(pieces, len(row.ids))
+        return feed(self.model, row, rest)[0] if rest else row
 
     def _after_reply(self, plan: Plan, reply: Message, row: Row) -> Row:
         """The row with the whole reply in it, as a replay of the conversation would have it."""
         if not self.writer.writes(reply):
             return row  # the state does not depend on the reply's tokens
-        rendered = self.writer.render(plan.shown, (*plan.spoken, reply), write=True)
+        rendered = self.writer.render(plan.shown, (*plan.spoken, reply), write=True, tools=plan.tools)
         if rendered.ids[: len(row.ids)] == row.ids and not any(p.spans for p in rendered.pieces):
             rest = remainder(rendered.pieces, len(row.ids))
             return feed(self.model, row, rest)[0] if rest else row
@@ -163,35 +207,56 @@ class TurnRunner:
         self, request: Request, plan: Plan, state: MemoryState, *, id: str, reply: Message | None = None
     ) -> None:
         assert request.session is not None
-        head = plan.head
+        base, window = plan.base, plan.window
         entries = self._entries(plan, plan.new if reply is None else (*plan.new, reply))
         snapshot = Snapshot(
             id=id,
-            parent=head.id if head else None,
+            parent=base.id if base else None,
             session=request.session,
             thread=request.thread,
-            turn=head.turn + 1 if head else 1,
-            messages=(head.messages if head else 0) + len(entries),
-            tokens=(head.tokens if head else 0) + sum(e.tokens for e in entries),
+            turn=base.turn + 1 if base else 1,
+            messages=(base.messages if base else 0) + len(entries),
+            thread_messages=window.count + len(entries),
+            thread_tokens=window.tokens + sum(e.tokens for e in entries),
             fingerprint=self.fingerprint,
             created_at=datetime.now(UTC),
             state=state.to_bytes(fingerprint=self.fingerprint),
             entries=entries,
             kind="absorb" if reply is None else "turn",
+            key=request.key,
+            note=plan.course.note,
         )
-        drop = self.planner.drop_text_before(plan)
-        self.store.commit(request.session, snapshot, expected=head.id if head else None, drop_text_before=drop)
+        self.store.commit(request.session, snapshot, expected=plan.head.id if plan.head else None)
+        self.calls.committed(id)
+        self._prune(request, snapshot)
 
-    def _commit_on_new_head(self, request: Request, lost: Plan, *, id: str, reply: Message | None = None) -> None:
+    def _prune(self, request: Request, snapshot: Snapshot) -> None:
+        """Now and then deletes old snapshots. The turn is kept already, so a failure only leaves them for later."""
+        if self.keep_snapshots is None or snapshot.turn % max(1, self.keep_snapshots // 4):
+            return
+        try:
+            self.store.prune(snapshot.session, keep=max(self.keep_snapshots, 2 * request.recent_messages + 1))
+        except (StoreError, SessionError) as error:
+            _log.warning("old snapshots of session %r could not be pruned: %s", snapshot.session, error)
+
+    def _commit_on_new_head(self, request: Request, lost: Plan, *, id: str, reply: Message | None = None) -> str:
         """After losing a race: replays what was said, reply included, on the new head, until it is in."""
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(ATTEMPTS):
             plan = self.planner.continuation(request, lost)
+            if (done := self._absorbed(request, plan)) is not None:
+                return done
             try:
                 self._commit(request, plan, self._replay(plan, reply).state, id=id, reply=reply)
-                return
-            except ConflictError:
-                if attempt == ATTEMPTS:
-                    raise
+                return id
+            except ConflictError as error:
+                conflict = error
+        raise conflict
+
+    def _absorbed(self, request: Request, plan: Plan) -> str | None:
+        """The snapshot of the present line that carries the request's key."""
+        if request.key is None or plan.head is None:
+            return None
+        return self.store.absorbed(plan.head.id, request.key)
 
     def _entries(self, plan: Plan, messages: tuple[Message, ...]) -> tuple[Entry, ...]:
         lengths = self.writer.render(plan.shown, messages, write=False).lengths[len(plan.shown) :]
@@ -210,12 +275,14 @@ class TurnRunner:
     # A KV cache only caches the one rule: it may be used when it belongs to the same head and the same window start,
     # and holds exactly the tokens that the prompt begins with.
 
-    def _take_warm(self, request: Request, plan: Plan, ids: tuple[int, ...]) -> Row | None:
+    def _take_warm(self, request: Request, plan: Plan) -> Row | None:
         warm = self._warm.pop(request.session or "", None) if request.remembers else None
-        if warm is None:
+        if warm is None or plan.base is None or (warm.head, warm.start) != (plan.base.id, plan.window.start_id):
             return None
-        fits = plan.head is not None and (warm.head, warm.start) == (plan.head.id, plan.window.start_id)
-        return warm.row if fits and ids[: len(warm.row.ids)] == warm.row.ids else None
+        if len(plan.groups) > 1:
+            return None
+        ids = self.writer.render(plan.shown, plan.spoken, write=True, tools=plan.tools).ids
+        return warm.row if ids[: len(warm.row.ids)] == warm.row.ids else None
 
     def _keep_warm(self, session: str, warm: _Warm) -> None:
         self._warm[session] = warm

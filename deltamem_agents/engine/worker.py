@@ -1,17 +1,18 @@
-"""One thread owns the model; callers queue work and receive what it yields."""
+"""How callers on any thread or event loop wait for work of the model thread."""
 
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Generator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from deltamem_agents.engine.scheduler import CLOSED, Emit, Job, Scheduler, Task
 from deltamem_agents.errors import GenerationError
 
 T = TypeVar("T")
-_CLOSED = "this engine is closed: make a new one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,81 +23,97 @@ class _Done(Generic[T]):
     error: BaseException | None = None
 
 
-Emit = Callable[[str], None]
-Work = Callable[[Emit, threading.Event], T]
-"""A piece of work: gets a function that takes text as it comes, and an event that is set when nobody waits any more."""
-
-
 class Worker:
-    """Runs work one piece at a time, in order, on a thread of its own."""
+    """Queues tasks and waits for them. Whoever stops waiting cancels what he waited for."""
 
-    def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
 
     def close(self) -> None:
         """Finishes what is queued and ends the thread."""
-        self._executor.shutdown(wait=True)
+        self._scheduler.close()
 
-    def submit(self, work: Work[T], emit: Emit, cancelled: threading.Event) -> "Future[T]":
-        """Queues a piece of work."""
+    def run(self, task: Task[T]) -> T:
+        """Waits for a task's result; an interrupt of the waiting thread cancels it."""
+        job = self._submitted(task, _ignore)
         try:
-            return self._executor.submit(work, emit, cancelled)
-        except RuntimeError as error:
-            raise GenerationError(_CLOSED) from error
-
-    def run(self, work: Work[T]) -> T:
-        """Queues a piece of work and waits for its result; an interrupt of the waiting thread cancels it."""
-        cancelled = threading.Event()
-        future = self.submit(work, _ignore, cancelled)
-        try:
-            return future.result()
+            return job.future.result()
         except BaseException:
-            cancelled.set()
+            job.cancelled.set()
+            job.future.cancel()
             raise
 
-    async def arun(self, work: Work[T]) -> T:
-        """`run` for an event loop; cancelling the task cancels the work."""
-        cancelled = threading.Event()
-        future = self.submit(work, _ignore, cancelled)
+    def run_all(self, tasks: Sequence[Task[T]]) -> list[T]:
+        """Waits for all results. The first error cancels what is not complete by then, and is raised."""
+        cancelled, errors = threading.Event(), list[BaseException]()
+
+        def note(future: "Future[T]") -> None:
+            error = None if future.cancelled() else future.exception()
+            if error is not None and not cancelled.is_set():
+                errors.append(error)
+                cancelled.set()
+
+        jobs = [Job(task, _ignore, cancelled) for task in tasks]
+        for job in jobs:
+            job.future.add_done_callback(note)
+        self._scheduler.submit(*jobs)
         try:
-            return await asyncio.wrap_future(future)
+            wait([job.future for job in jobs])
         except BaseException:
             cancelled.set()
+            for job in jobs:
+                job.future.cancel()
+            raise
+        if errors:
+            raise errors[0]
+        return [job.future.result() for job in jobs]
+
+    async def arun(self, task: Task[T]) -> T:
+        """`run` for an event loop; cancelling the asyncio task cancels the work."""
+        job = self._submitted(task, _ignore)
+        try:
+            return await asyncio.wrap_future(job.future)
+        except BaseException:
+            job.cancelled.set()
             raise
 
-    def stream(self, work: Work[T]) -> Generator[str | T, None, None]:
+    def stream(self, task: Task[T]) -> Generator[str | T, None, None]:
         """Yields text as it comes, then the result. Leaving early cancels the work and waits for it to stop."""
-        cancelled = threading.Event()
         items: queue.SimpleQueue[str | _Done[T]] = queue.SimpleQueue()
-        future = self.submit(work, items.put, cancelled)
-        future.add_done_callback(lambda f: items.put(_done(f)))
+        job = self._submitted(task, items.put)
+        job.future.add_done_callback(lambda f: items.put(_done(f)))
         try:
             while not isinstance(item := items.get(), _Done):
                 yield item
             yield _unwrap(item)
         finally:
-            cancelled.set()
-            _settle(future)
+            job.cancelled.set()
+            if not job.future.cancel():
+                job.future.exception()  # so that nothing of it is still under way
 
-    async def astream(self, work: Work[T]) -> AsyncGenerator[str | T, None]:
+    async def astream(self, task: Task[T]) -> AsyncGenerator[str | T, None]:
         """`stream` for an event loop."""
-        cancelled = threading.Event()
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[str | _Done[T]] = asyncio.Queue()
 
         def put(item: str | _Done[T]) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody reads any more
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
-        future = self.submit(work, put, cancelled)
-        future.add_done_callback(lambda f: put(_done(f)))
+        job = self._submitted(task, put)
+        job.future.add_done_callback(lambda f: put(_done(f)))
         try:
             while not isinstance(item := await items.get(), _Done):
                 yield item
             yield _unwrap(item)
         finally:
-            cancelled.set()
-            future.cancel()
+            job.cancelled.set()
+            job.future.cancel()
+
+    def _submitted(self, task: Task[T], emit: Emit) -> Job[T]:
+        job = Job(task, emit, threading.Event())
+        self._scheduler.submit(job)
+        return job
 
 
 def _ignore(text: str) -> None:
@@ -105,7 +122,7 @@ def _ignore(text: str) -> None:
 
 def _done(future: "Future[T]") -> _Done[T]:
     if future.cancelled():
-        return _Done(error=GenerationError(_CLOSED))
+        return _Done(error=GenerationError(CLOSED))
     error = future.exception()
     return _Done(error=error) if error else _Done(future.result())
 
@@ -114,9 +131,3 @@ def _unwrap(done: _Done[T]) -> T:
     if done.error is not None:
         raise done.error
     return done.result  # type: ignore[return-value]
-
-
-def _settle(future: "Future[T]") -> None:
-    """Waits until cancelled work has stopped, so that nothing of it is still under way."""
-    if not future.cancel():
-        future.exception()

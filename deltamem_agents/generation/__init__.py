@@ -1,11 +1,16 @@
 """Prefill and decode over rows with their own memories and KV caches."""
 
-from deltamem_agents.generation.decode import FinishReason, Lane, Sampler, TextStream, decode
+from deltamem_agents.generation.constraints import Constraint, constrain, reply_grammar
+from deltamem_agents.generation.decode import Decoder, FinishReason, Lane, Sampler, TextStream, decode
 from deltamem_agents.generation.options import GenerationOptions
+from deltamem_agents.generation.replies import CallGate
 from deltamem_agents.generation.rows import Batch, Piece, Row, can_batch, feed
 
 __all__ = [
     "Batch",
+    "CallGate",
+    "Constraint",
+    "Decoder",
     "FinishReason",
     "GenerationOptions",
     "Lane",
@@ -14,6 +19,8 @@ __all__ = [
     "Sampler",
     "TextStream",
     "can_batch",
+    "constrain",
     "decode",
     "feed",
+    "reply_grammar",
 ]

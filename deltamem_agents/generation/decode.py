@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.generation.constraints import Constraint
 from deltamem_agents.generation.options import GenerationOptions
 from deltamem_agents.generation.rows import Batch, Row, can_batch
 
@@ -53,7 +55,11 @@ class Sampler:
 
 
 class TextStream:
-    """Turns tokens into text as they come: holds back unfinished characters and what may become a stop string."""
+    """Turns tokens into text as they come: holds back unfinished characters and what may become a stop string.
+
+    Only a tail is decoded at each token: those whose text is not settled, behind the ones that were settled last. These
+    keep the first token of a text from being taken for the first of all, which some tokenizers strip of its blank.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
@@ -61,26 +67,44 @@ class TextStream:
         self.text = ""
         self.stopped = False
         self._sent = 0
+        self._settled = 0  # characters of the text that no token to come can change
+        self._context: list[int] = []
+        self._undecided: list[int] = []
 
     def push(self, token: int) -> str:
         """Adds a token; the text that can be shown now."""
         self.ids.append(token)
-        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        found = [at for s in self.stop if (at := text.find(s)) >= 0]
+        self._undecided.append(token)
+        new = self._new_text()
+        self.text = self.text[: self._settled] + new
+        start = max(0, self._settled - max(map(len, self.stop), default=0))
+        found = [at for s in self.stop if (at := self.text.find(s, start)) >= 0]
         if found:
-            self.text, self.stopped = text[: min(found)], True
+            self.text, self.stopped = self.text[: min(found)], True
             return self._release(len(self.text))
-        self.text = text
-        held = 0
-        if text.endswith("\ufffd"):
-            held = len(text) - len(text.rstrip("\ufffd"))
+        held = len(new) - len(new.rstrip("\ufffd"))
+        if new and not held:
+            self._settled = len(self.text)
+            self._context, self._undecided = self._undecided, []
         for s in self.stop:
-            held = max(held, next((n for n in range(min(len(s), len(text)), 0, -1) if text.endswith(s[:n])), 0))
-        return self._release(len(text) - held)
+            most = min(len(s), len(self.text))
+            held = max(held, next((n for n in range(most, 0, -1) if self.text.endswith(s[:n])), 0))
+        return self._release(len(self.text) - held)
 
     def finish(self) -> str:
         """What was held back and turns out to be text."""
         return self._release(len(self.text))
+
+    def _new_text(self) -> str:
+        known, both = self._decode(self._context), self._decode([*self._context, *self._undecided])
+        if both.startswith(known):
+            return both[len(known) :]
+        # Some tokenizers decode bytes in a row as a whole, and give up on all of it when the last are no character
+        # yet, or never: what has been shown stays.
+        return self._decode(self._undecided)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _release(self, end: int) -> str:
         start, self._sent = self._sent, max(self._sent, end)
@@ -104,6 +128,8 @@ class Lane:
     """Asked before each token."""
     sampler: Sampler = field(init=False)
     finish_reason: FinishReason | None = None
+    constraint: Constraint | None = None
+    """What the reply is held to; none: any text."""
 
     def __post_init__(self) -> None:
         """Makes the sampler."""
@@ -114,13 +140,19 @@ class Lane:
         if self.cancelled():
             self.finish_reason = "cancelled"
             return None
-        token = self.sampler.choose(ids, logits)
-        if token in ends:
+        if self.constraint is not None:
+            logits = self.constraint.mask(logits)
+        chosen, token = self.sampler.choose(ids, logits), None
+        if chosen in ends:
             self.finish_reason = "stop"
+        elif (token := self._take(chosen)) is None:
+            self.finish_reason = "length"
         else:
             self._show(self.stream.push(token))
             if self.stream.stopped:
                 self.finish_reason = "stop"
+            elif self.constraint is not None and self.constraint.must_stop:
+                self.finish_reason = "length" if self.constraint.cut_short else "stop"
             elif len(self.stream.ids) >= self.options.max_new_tokens:
                 self.finish_reason = "length"
         if self.finish_reason is None:
@@ -128,36 +160,115 @@ class Lane:
         self._show(self.stream.finish())
         return None
 
+    def _take(self, token: int) -> int | None:
+        if self.constraint is None:
+            return token
+        return self.constraint.take(token, room=self.options.max_new_tokens - len(self.stream.ids))
+
     def _show(self, text: str) -> None:
         if text:
             self.emit(text)
 
 
-def decode(model: DeltaMemModel, lanes: Sequence[Lane], ends: Collection[int]) -> None:
-    """Decodes all lanes to their end, together where their caches allow it.
+Ended = tuple[Lane, BaseException | None]
+"""A lane that has left the decoder, and what went wrong with it, if anything."""
 
-    Each lane's row then holds all generated tokens but the last: a token is fed only to choose the next one.
+
+class Decoder:
+    """Lanes that decode together; they join and leave between steps.
+
+    Lanes whose caches can be joined share their forwards; each of the others has one of its own in every step. An
+    error in a forward ends all lanes in it, an error in a lane's own code that lane only. When a lane has ended, its
+    row holds all generated tokens but the last: a token is fed only to choose the next one.
 
     Args:
         model: the model.
-        lanes: the generations; each is finished in place.
         ends: token ids that end a reply.
     """
-    if len(lanes) > 1 and not can_batch([lane.row for lane in lanes]):
-        for lane in lanes:
-            decode(model, [lane], ends)
-        return
-    running = list(lanes)
-    batch = Batch(model, [lane.row for lane in running])
-    logits: Sequence[Tensor] | Tensor = [lane.logits for lane in running]
-    while running:
-        tokens = [lane.advance(ids, row, ends) for lane, ids, row in zip(running, batch.ids, logits, strict=True)]
-        on = [index for index, token in enumerate(tokens) if token is not None]
-        for index, lane in enumerate(running):
-            if tokens[index] is None:
-                lane.row = batch.row(index)
-        if not on:
+
+    def __init__(self, model: DeltaMemModel, ends: Collection[int]) -> None:
+        self._model, self._ends = model, ends
+        self._groups: list[_Group] = []
+        self._ended: list[Ended] = []
+
+    def add(self, lane: Lane) -> None:
+        """Takes a lane in: chooses its first token, which the next step feeds."""
+        token = self._choose(lane, lane.row.ids, lane.logits, lambda: lane.row)
+        if token is None:
             return
-        batch.keep(on)
-        running = [running[index] for index in on]
-        logits = batch.step([token for token in tokens if token is not None], [lane.write for lane in running])
+        joinable = can_batch([lane.row])
+        group = next((g for g in self._groups if joinable and g.joinable), None)
+        if group is None:
+            group = _Group(joinable)
+            self._groups.append(group)
+        group.lanes.append(lane)
+        group.tokens.append(token)
+
+    def step(self) -> list[Ended]:
+        """Feeds every lane's token and chooses the next ones; gives the lanes that have ended since the last step."""
+        for group in self._groups:
+            self._advance(group)
+        self._groups = [group for group in self._groups if group.lanes]
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _advance(self, group: "_Group") -> None:
+        lanes = group.lanes
+        try:
+            batch, logits = group.feed(self._model)
+        except BaseException as error:
+            self._ended += [(lane, error) for lane in lanes]
+            group.lanes = []
+            return
+        group.lanes, group.tokens, group.places = [], [], []
+        for place, lane in enumerate(lanes):
+            token = self._choose(lane, batch.ids[place], logits[place], partial(batch.row, place))
+            if token is not None:
+                group.lanes.append(lane)
+                group.tokens.append(token)
+                group.places.append(place)
+
+    def _choose(self, lane: Lane, ids: Sequence[int], logits: Tensor, leave: Callable[[], Row]) -> int | None:
+        """The lane's next token; None when it has ended, in one way or the other."""
+        try:
+            token = lane.advance(ids, logits, self._ends)
+            if token is None:
+                lane.row = leave()
+                self._ended.append((lane, None))
+            return token
+        except BaseException as error:
+            self._ended.append((lane, error))
+            return None
+
+
+@dataclass(slots=True)
+class _Group:
+    """Lanes that share their forwards, and the token that each has chosen."""
+
+    joinable: bool
+    lanes: list[Lane] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    batch: Batch | None = None
+    places: list[int] = field(default_factory=list)
+    """Where the first lanes' rows are in the batch; the lanes after them have not joined it yet."""
+
+    def feed(self, model: DeltaMemModel) -> tuple[Batch, Tensor]:
+        """Feeds the tokens; the batch of just these lanes, and float32 logits [lanes, V]."""
+        new = [lane.row for lane in self.lanes[len(self.places) :]]
+        if self.batch is None:
+            self.batch = Batch(model, new)
+        elif new or len(self.places) < len(self.batch):
+            self.batch = self.batch.reformed(self.places, new)
+        return self.batch, self.batch.step(self.tokens, [lane.write for lane in self.lanes])
+
+
+def decode(model: DeltaMemModel, lanes: Sequence[Lane], ends: Collection[int]) -> None:
+    """Decodes lanes to their end, each finished in place; the first error of any is raised."""
+    decoder, left = Decoder(model, ends), len(lanes)
+    for lane in lanes:
+        decoder.add(lane)
+    while left:
+        for _, error in decoder.step():
+            left -= 1
+            if error is not None:
+                raise error

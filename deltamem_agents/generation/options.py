@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deltamem_agents.errors import GenerationError
+from deltamem_agents.generation.formats import ResponseFormat
 
 
 class GenerationOptions(BaseModel):
@@ -25,12 +26,20 @@ class GenerationOptions(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling repeatable."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """The reply ends before the first of these strings."""
+    """The reply ends before the first of these strings, also in the middle of JSON."""
+    response_format: ResponseFormat | None = None
+    """What the whole reply must be: `{"type": "json_object"}`, `{"type": "json_schema", "json_schema": {"schema": …}}`,
+    `{"type": "regex", "regex": …}` or `{"type": "lark", "grammar": …}`; None or `{"type": "text"}`: any text."""
 
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_strings(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _any_text(cls, value: object) -> object:
+        return None if value == {"type": "text"} else value
 
     @classmethod
     def parse(cls, options: dict[str, object]) -> Self:

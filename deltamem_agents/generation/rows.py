@@ -1,12 +1,11 @@
 """Rows: token sequences with a KV cache and a memory each. Rows in, rows out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -98,7 +97,7 @@ def can_batch(rows: Sequence[Row]) -> bool:
 
 
 class Batch:
-    """Rows that decode together, left-padded to the longest, one token each a step."""
+    """Rows that decode together, left-padded to the longest, one token each a step. The rows are spent by it."""
 
     def __init__(self, model: DeltaMemModel, rows: Sequence[Row]) -> None:
         assert rows, "there are no rows to decode"
@@ -111,6 +110,10 @@ class Batch:
         self.mask = torch.zeros(len(rows), longest, dtype=torch.long, device=model.device)
         for index, row in enumerate(rows):
             self.mask[index, longest - len(row.ids) :] = 1
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.ids)
 
     def step(self, tokens: Sequence[int], write: Sequence[bool]) -> Tensor:
         """Feeds one token per row, written where `write` says so; float32 logits [B, V]."""
@@ -132,29 +135,21 @@ class Batch:
 
     def row(self, index: int) -> Row:
         """One row by itself, with its own part of the cache."""
-        ids = tuple(self.ids[index])
-        if len(self.ids) == 1:
-            return Row(self.state, ids, self.cache)
-        cache = DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            keys, values = (t[index : index + 1, :, -len(ids) :].clone() for t in _tensors(layer))
-            cache.update(keys, values, number)
-        return Row(self.state.rows(index), ids, cache)
+        return self._row(index, Tensor.clone)
 
-    def keep(self, indices: Sequence[int]) -> None:
-        """Drops all rows but these."""
-        if len(indices) == len(self.ids):
-            return
-        if len(indices) == 1:
-            row = self.row(indices[0])
-            self.cache = cast("Cache", row.cache)
-            self.mask = self.mask.new_ones(1, len(row.ids))
-        else:
-            chosen = torch.tensor(indices, device=self.model.device)
-            self.cache.batch_select_indices(chosen)
-            self.mask = self.mask[chosen]
-        self.state = self.state.rows(indices)
-        self.ids = [self.ids[i] for i in indices]
+    def reformed(self, keep: Sequence[int], rows: Sequence[Row] = ()) -> "Batch":
+        """The batch of some of these rows and of new ones, in that order: one copy of the cache, without old padding.
+
+        This batch is spent by it.
+        """
+        return Batch(self.model, [*(self._row(index, lambda view: view) for index in keep), *rows])
+
+    def _row(self, index: int, own: Callable[[Tensor], Tensor]) -> Row:
+        ids = tuple(self.ids[index])
+        if len(self) == 1:
+            return Row(self.state, ids, self.cache)
+        pairs = [[own(t[index : index + 1, :, -len(ids) :]) for t in _tensors(layer)] for layer in self.cache.layers]
+        return Row(self.state.rows(index), ids, _cache(pairs))
 
 
 def _tensors(layer: object) -> tuple[Tensor, Tensor]:
@@ -163,15 +158,33 @@ def _tensors(layer: object) -> tuple[Tensor, Tensor]:
     return cast("Tensor", growing.keys), cast("Tensor", growing.values)
 
 
+def _cache(pairs: Sequence[Sequence[Tensor]]) -> DynamicCache:
+    """The cache of these keys and values, a pair for each layer; nothing is copied."""
+    cache = DynamicCache()
+    for keys, values in pairs:
+        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
 def _join(rows: Sequence[Row]) -> DynamicCache:
     caches = [cast("Cache", r.cache) for r in rows]
     longest = max(len(r.ids) for r in rows)
-    joined = DynamicCache()
+    pairs = []
     for number in range(len(caches[0].layers)):
-        layers = [c.layers[number] for c in caches]
-        keys, values = (
-            torch.cat([pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors])
-            for tensors in zip(*map(_tensors, layers), strict=True)
-        )
-        joined.update(keys, values, number)
+        parts = zip(*(_tensors(cache.layers[number]) for cache in caches), strict=True)
+        pairs.append([_left_padded(tensors, longest) for tensors in parts])
+    for cache in caches:
+        cache.layers.clear()  # whoever still holds the row would hold its cache a second time
+    return _cache(pairs)
+
+
+def _left_padded(tensors: Sequence[Tensor], longest: int) -> Tensor:
+    """Joins [1, heads, T, size] of different T: [B, heads, longest, size], zeros first."""
+    _, heads, _, size = tensors[0].shape
+    joined = tensors[0].new_zeros(len(tensors), heads, longest, size)
+    for row, tensor in zip(joined, tensors, strict=True):
+        row[:, longest - tensor.shape[2] :] = tensor[0]
     return joined

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 
-from sqlalchemy import CTE, Connection, Select, literal, select
+from sqlalchemy import CTE, Connection, Select, case, func, literal, or_, select
 
-from deltamem_agents.store.tables import sessions, snapshots
+from deltamem_agents.store.tables import entries, sessions, snapshots
 
 
 def ancestry(head: str | None, *, since: int = -1) -> CTE:
@@ -18,6 +18,29 @@ def ancestry(head: str | None, *, since: int = -1) -> CTE:
     return line.union_all(older)
 
 
+def of_thread(head: str | None, thread: str, *, last: int) -> Select[tuple[str]]:
+    """The ids of a thread's newest turns on the line of `head` that together hold at least `last` messages, or of all.
+
+    The walk ends where they do, and in any case at the depth of the thread's first turn in the store.
+    """
+    held = select(func.count()).select_from(entries).where(entries.c.snapshot == snapshots.c.id)
+    mine = case((snapshots.c.thread == thread, held.correlate(snapshots).scalar_subquery()), else_=0)
+    same = snapshots.alias("same")
+    first = select(func.min(same.c.turn)).where(same.c.thread == thread).scalar_subquery()
+    columns = (snapshots.c.id, snapshots.c.parent, snapshots.c.turn, snapshots.c.thread)
+    newest = select(*columns, (literal(last) - mine).label("wanted")).where(snapshots.c.id == head)
+    line = newest.cte("threads_line", recursive=True)
+    older = select(*columns, line.c.wanted - mine).join(line, snapshots.c.id == line.c.parent)
+    line = line.union_all(older.where(line.c.wanted > 0, snapshots.c.turn >= first))
+    return select(line.c.id).where(line.c.thread == thread)
+
+
+def own(name: str, head: str | None) -> Select[tuple[str]]:
+    """The ids of a session's own snapshots: its line, and what it owns besides."""
+    on_line = snapshots.c.id.in_(select(ancestry(head).c.id))
+    return select(snapshots.c.id).where(or_(snapshots.c.session == name, on_line))
+
+
 def on_line(connection: Connection, head: str | None, id: str) -> bool:
     """Whether `id` is `head` or an ancestor of it."""
     line = ancestry(head)
@@ -25,27 +48,34 @@ def on_line(connection: Connection, head: str | None, id: str) -> bool:
 
 
 def heir(connection: Connection, name: str, id: str) -> str | None:
-    """A session other than `name` whose line goes through the snapshot: its head is the snapshot or a descendant."""
+    """The first by name of the sessions but `name` whose line goes through the snapshot: heads are it or below it."""
     below = select(snapshots.c.id).where(snapshots.c.id == id).cte("below", recursive=True)
     below = below.union_all(select(snapshots.c.id).join(below, snapshots.c.parent == below.c.id))
-    other = select(sessions.c.name).join(below, sessions.c.head == below.c.id).where(sessions.c.name != name)
-    return connection.scalar(other.limit(1))
+    others = select(sessions.c.name).join(below, sessions.c.head == below.c.id).where(sessions.c.name != name)
+    return min(connection.scalars(others), default=None)
 
 
-def heirs(connection: Connection, name: str, ids: Select[tuple[str]]) -> dict[str, str | None]:
-    """For each of the snapshots, newest first: a session other than `name` whose line goes through it, or None."""
+def heirs(connection: Connection, name: str, ids: Select[tuple[str]], *, first: bool = False) -> dict[str, str | None]:
+    """For each of the snapshots, newest first: a session other than `name` whose line goes through it, or None.
+
+    Any such session, or the first by name, which takes longer.
+    """
     newest_first = select(snapshots.c.id).where(snapshots.c.id.in_(ids)).order_by(snapshots.c.turn.desc())
     others = select(sessions.c.head, sessions.c.name).where(sessions.c.head.in_(ids), sessions.c.name != name)
-    heads = {row.head: row.name for row in connection.execute(others)}
+    heads: defaultdict[str, list[str]] = defaultdict(list)
+    for row in connection.execute(others):
+        heads[row.head].append(row.name)
     children: defaultdict[str, list[str]] = defaultdict(list)
     for row in connection.execute(select(snapshots.c.parent, snapshots.c.id).where(snapshots.c.parent.in_(ids))):
         children[row.parent].append(row.id)
 
     found: dict[str, str | None] = {}
     for id in connection.scalars(newest_first).all():
-        found[id] = heads.get(id)
+        names = heads[id]
         for child in sorted(children[id], key=lambda child: child not in found):  # what is known already comes first
-            if found[id] is not None:
+            if names and not first:
                 break
-            found[id] = found[child] if child in found else heir(connection, name, child)
+            below = found[child] if child in found else heir(connection, name, child)
+            names += [below] if below is not None else []
+        found[id] = min(names, default=None)
     return found

@@ -1,25 +1,25 @@
 """A store in this process's memory: for tests and throw-away sessions, and the plain meaning of the contract."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from deltamem_agents.errors import StoreError
-from deltamem_agents.store.base import (
-    StateStore,
-    check_child,
+from deltamem_agents.store.base import StateStore
+from deltamem_agents.store.checks import (
+    Place,
     check_head,
     check_keep,
+    check_line,
     closed,
     not_its_own,
-    pruned,
     taken,
+    taken_id,
     unknown_session,
     unknown_snapshot,
 )
-from deltamem_agents.store.records import Entry, SessionInfo, Snapshot
+from deltamem_agents.store.records import SessionInfo, Snapshot, age
 
 
 @dataclass(slots=True)
@@ -64,28 +64,59 @@ class MemoryStore(StateStore):
                 newest_first.append(replace(snapshot, state=b""))
             return newest_first[::-1]
 
-    def boundary(self, head: str, position: int) -> Snapshot | None:
-        """Loads the state at a position; see `StateStore.boundary`."""
+    def thread(self, head: str, thread: str, *, last: int) -> list[Snapshot]:
+        """Lists a thread's newest turns; see `StateStore.thread`."""
         with self._open():
+            newest_first: list[Snapshot] = []
             for snapshot in self._ancestry(head):
-                if snapshot.messages <= position:
-                    return snapshot
-            if snapshot.start > 0:
-                raise pruned(head, position, start=snapshot.start)
-            return None
+                if last <= 0:
+                    break
+                if snapshot.thread == thread:
+                    newest_first.append(replace(snapshot, state=b""))
+                    last -= len(snapshot.entries)
+            return newest_first[::-1]
 
-    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None, drop_text_before: int = 0) -> None:
+    def find(self, name: str, message_ids: Collection[str]) -> dict[str, Snapshot]:
+        """Finds messages by their ids; see `StateStore.find`."""
+        with self._open():
+            if name not in self._sessions:
+                return {}
+            line = list(self._ancestry(self._sessions[name].head))
+            wanted, found = set(message_ids), {}
+            for snapshot in (*sorted(self._others(name), key=age), *line[::-1]):  # the best come last
+                for entry in snapshot.entries:
+                    if entry.message_id in wanted:
+                        found[entry.message_id] = replace(snapshot, state=b"")
+            return found
+
+    def absorbed(self, head: str, key: str) -> str | None:
+        """Finds an absorption; see `StateStore.absorbed`."""
+        with self._open():
+            return next((snapshot.id for snapshot in self._ancestry(head) if snapshot.key == key), None)
+
+    def log(self, name: str) -> list[Snapshot]:
+        """Lists a session's own snapshots; see `StateStore.log`."""
+        with self._open():
+            mine = (*self._ancestry(self._find(name).head), *self._others(name))
+            return [replace(snapshot, state=b"") for snapshot in sorted(mine, key=age)]
+
+    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None) -> None:
         """Adds a snapshot and moves the head to it; see `StateStore.commit`."""
+        self.add_line(name, [snapshot], expected=expected)
+
+    def add_line(self, name: str, line: Sequence[Snapshot], *, expected: str | None) -> None:
+        """Adds snapshots and moves the head to the last; see `StateStore.add_line`."""
         with self._open():
             session = self._sessions.get(name)
             check_head(name, found=session.head if session else None, expected=expected)
-            parent = self._snapshots.get(snapshot.parent) if snapshot.parent is not None else None
-            check_child(name, snapshot, (parent.turn, parent.messages) if parent else None)
-            if snapshot.id in self._snapshots:
-                raise StoreError(f"snapshot {snapshot.id!r} is in this store already: give each turn a new id")
-            self._snapshots[snapshot.id] = replace(snapshot, created_at=snapshot.created_at.astimezone(UTC))
-            self._point(name, snapshot.id)
-            self._drop_text(name, snapshot.id, drop_text_before)
+            check_line(name, line, self._place(line))
+            new: dict[str, Snapshot] = {}
+            for snapshot in line:
+                if snapshot.id in self._snapshots or snapshot.id in new:
+                    raise taken_id(snapshot.id)
+                new[snapshot.id] = replace(snapshot, created_at=snapshot.created_at.astimezone(UTC))
+            self._snapshots |= new
+            self._point(name, line[-1].id)
 
     def move_head(self, name: str, to: str | None, *, expected: str | None) -> None:
         """Moves the head; see `StateStore.move_head`."""
@@ -111,7 +142,7 @@ class MemoryStore(StateStore):
         with self._open():
             head = self._find(name).head
             heirs = self._heirs(name)
-            mine = self._ids(head) | {s.id for s in self._snapshots.values() if s.session == name}
+            mine = self._ids(head) | {s.id for s in self._others(name)}
             del self._sessions[name]
             self._delete(mine - heirs.keys())
             for id in mine & heirs.keys():
@@ -122,9 +153,10 @@ class MemoryStore(StateStore):
         """Deletes a line's old snapshots; see `StateStore.prune`."""
         check_keep(keep)
         with self._open():
-            line = [snapshot.id for snapshot in self._ancestry(self._find(name).head)]
-            mine = set(line) | {s.id for s in self._snapshots.values() if s.session == name}
-            return self._delete(mine - set(line[:keep]) - self._heirs(name).keys())
+            line = list(self._ancestry(self._find(name).head))
+            others = sorted(self._others(name), key=age, reverse=True)
+            old = {snapshot.id for snapshot in (*line[keep:], *others[keep:])}
+            return self._delete(old - self._heirs(name).keys())
 
     def close(self) -> None:
         """Ends the store; see `StateStore.close`."""
@@ -176,21 +208,26 @@ class MemoryStore(StateStore):
     def _ids(self, head: str | None) -> set[str]:
         return {snapshot.id for snapshot in self._ancestry(head)}
 
-    def _heirs(self, name: str) -> dict[str, str]:
-        """The snapshots that other sessions' lines need, each with one that does."""
-        others = ((other, session.head) for other, session in self._sessions.items() if other != name)
-        return {snapshot.id: other for other, head in others for snapshot in self._ancestry(head)}
+    def _others(self, name: str) -> list[Snapshot]:
+        """What the session owns on lines that it has left."""
+        line = self._ids(self._sessions[name].head)
+        return [s for s in self._snapshots.values() if s.session == name and s.id not in line]
 
-    def _drop_text(self, name: str, head: str, before: int) -> None:
-        old = [s for s in self._ancestry(head) if s.start < before and any(_has_text(e) for e in s.entries)]
-        needed = self._heirs(name) if old else {}
-        for snapshot in old:
-            if snapshot.id not in needed:
-                entries = tuple(
-                    replace(entry, text=None) if position < before else entry
-                    for position, entry in enumerate(snapshot.entries, snapshot.start)
-                )
-                self._snapshots[snapshot.id] = replace(snapshot, entries=entries)
+    def _place(self, line: Sequence[Snapshot]) -> Place | None:
+        """Where a new line would start."""
+        parent = line[0].parent if line else None
+        if parent is None or parent not in self._snapshots:
+            return None
+        threads: dict[str, int] = {}
+        for snapshot in self._ancestry(parent):
+            threads.setdefault(snapshot.thread, snapshot.thread_messages)
+        last = self._snapshots[parent]
+        return Place(turn=last.turn, messages=last.messages, threads=threads, pruned=snapshot.start)
+
+    def _heirs(self, name: str) -> dict[str, str]:
+        """The snapshots that other sessions' lines need, each with the first by name that does."""
+        others = sorted(self._sessions.keys() - {name}, reverse=True)
+        return {snapshot.id: other for other in others for snapshot in self._ancestry(self._sessions[other].head)}
 
     def _delete(self, ids: set[str]) -> int:
         for id in ids:
@@ -199,7 +236,3 @@ class MemoryStore(StateStore):
             if snapshot.parent in ids:
                 self._snapshots[snapshot.id] = replace(snapshot, parent=None)
         return len(ids)
-
-
-def _has_text(entry: Entry) -> bool:
-    return entry.text is not None

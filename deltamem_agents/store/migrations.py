@@ -1,10 +1,47 @@
 """How the tables came to be what they are: one step per schema version, each run once and never edited afterwards."""
 
+from collections.abc import Callable
+
 from sqlalchemy import Connection, inspect, text
 
 from deltamem_agents.errors import StoreError
 
-MIGRATIONS: dict[int, tuple[str, ...]] = {
+Step = str | Callable[[Connection], None]
+
+
+def count_threads(connection: Connection) -> None:
+    """Counts the messages and tokens of each snapshot's thread, down every line.
+
+    Whose messages were pruned is not known any more: they count for the thread of the oldest snapshot that is left,
+    which is right wherever a line has one thread.
+    """
+    rows = connection.execute(
+        text(
+            "SELECT id, parent, thread, turn, messages, tokens, count(position) AS held, "
+            "coalesce(sum(entry_tokens), 0) AS held_tokens FROM deltamem_snapshots "
+            "LEFT JOIN deltamem_entries ON snapshot = id GROUP BY id ORDER BY turn"
+        )
+    ).all()
+    # What the lines of the snapshots at one depth hold: id -> thread -> messages, tokens.
+    above: dict[str | None, dict[str, tuple[int, int]]] = {}
+    here: dict[str | None, dict[str, tuple[int, int]]] = {}
+    depth, counted = 0, []
+    for row in rows:
+        if row.turn != depth:
+            depth, above, here = row.turn, here, {}
+        lines = above.get(row.parent, {})
+        messages, tokens = lines.get(row.thread, (0, 0))
+        messages, tokens = messages + row.held, tokens + int(row.held_tokens)
+        if row.parent is None:
+            messages, tokens = row.messages, row.tokens
+        here[row.id] = {**lines, row.thread: (messages, tokens)}
+        counted.append({"counted": row.id, "messages": messages, "tokens": tokens})
+    if counted:
+        update = "SET thread_messages = :messages, thread_tokens = :tokens WHERE id = :counted"
+        connection.execute(text(f"UPDATE deltamem_snapshots {update}"), counted)
+
+
+MIGRATIONS: dict[int, tuple[Step, ...]] = {
     1: (
         "CREATE TABLE deltamem_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
         "INSERT INTO deltamem_meta VALUES ('schema', '0')",
@@ -48,8 +85,26 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
         "CREATE INDEX deltamem_sessions_head ON deltamem_sessions (head)",
     ),
+    2: (
+        "ALTER TABLE deltamem_snapshots ADD COLUMN thread_messages INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE deltamem_snapshots ADD COLUMN thread_tokens INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE deltamem_snapshots ADD COLUMN key TEXT",
+        "ALTER TABLE deltamem_snapshots ADD COLUMN note TEXT",
+        # Turns without a label were labelled after their session, so that a fork's were of another thread.
+        "UPDATE deltamem_snapshots SET thread = 'main' WHERE thread = session",
+        count_threads,
+        "ALTER TABLE deltamem_snapshots DROP COLUMN tokens",
+        # The state moves to the end again: SQLite reads what comes before it without it.
+        "ALTER TABLE deltamem_snapshots ADD COLUMN moved {blob} NOT NULL DEFAULT ''",
+        "UPDATE deltamem_snapshots SET moved = state",
+        "ALTER TABLE deltamem_snapshots DROP COLUMN state",
+        "ALTER TABLE deltamem_snapshots RENAME COLUMN moved TO state",
+        "CREATE INDEX deltamem_snapshots_thread ON deltamem_snapshots (thread, turn)",
+        "CREATE INDEX deltamem_snapshots_key ON deltamem_snapshots (key) WHERE key IS NOT NULL",
+        "CREATE INDEX deltamem_entries_message ON deltamem_entries (message_id) WHERE message_id IS NOT NULL",
+    ),
 }
-"""SQL that SQLite and PostgreSQL both understand; `{blob}` is the one type that they name differently."""
+"""Code, or SQL that SQLite and PostgreSQL both understand; `{blob}` is the one type that they name differently."""
 
 LATEST = max(MIGRATIONS)
 
@@ -73,8 +128,13 @@ def version(connection: Connection) -> int:
 
 def migrate(connection: Connection) -> None:
     """Brings the database to the latest schema, inside the caller's transaction."""
-    blob = "BYTEA" if connection.dialect.name == "postgresql" else "BLOB"
-    for step in range(version(connection) + 1, LATEST + 1):
-        for statement in MIGRATIONS[step]:
-            connection.execute(text(statement.format(blob=blob)))
-        connection.execute(text("UPDATE deltamem_meta SET value = :step WHERE key = 'schema'"), {"step": str(step)})
+    postgresql = connection.dialect.name == "postgresql"
+    if postgresql:  # where two processes could both begin; in SQLite a writing transaction is alone
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('deltamem_meta'))"))
+    for number in range(version(connection) + 1, LATEST + 1):
+        for step in MIGRATIONS[number]:
+            if isinstance(step, str):
+                connection.execute(text(step.format(blob="BYTEA" if postgresql else "BLOB")))
+            else:
+                step(connection)
+        connection.execute(text("UPDATE deltamem_meta SET value = :step WHERE key = 'schema'"), {"step": str(number)})

@@ -2,46 +2,33 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Engine,
-    Select,
-    bindparam,
-    create_engine,
-    delete,
-    func,
-    insert,
-    make_url,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, delete, func, insert, make_url, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from deltamem_agents.errors import ConflictError, StoreError
 from deltamem_agents.store import sqlite
-from deltamem_agents.store.base import (
-    StateStore,
-    check_child,
+from deltamem_agents.store.base import StateStore
+from deltamem_agents.store.checks import (
     check_head,
     check_keep,
+    check_line,
     closed,
     not_its_own,
-    pruned,
     taken,
+    taken_id,
     unknown_session,
-    unknown_snapshot,
 )
-from deltamem_agents.store.lines import ancestry, heirs, on_line
+from deltamem_agents.store.deleting import delete_snapshots, prune
+from deltamem_agents.store.lines import ancestry, heirs, of_thread, on_line, own
 from deltamem_agents.store.migrations import LATEST, migrate, version
-from deltamem_agents.store.records import SessionInfo, Snapshot
-from deltamem_agents.store.tables import TURNS, entries, meta, now, sessions, snapshots, to_info, to_rows, to_snapshots
+from deltamem_agents.store.reading import find, keyed, known, load, place_of, require, turns_of
+from deltamem_agents.store.records import SessionInfo, Snapshot, age
+from deltamem_agents.store.tables import entries, meta, now, sessions, snapshots, to_info, to_rows
 
 _INFO = select(
     sessions,
@@ -50,6 +37,7 @@ _INFO = select(
     snapshots.c.messages,
     func.length(snapshots.c.state).label("state_bytes"),
 ).outerjoin_from(sessions, snapshots, snapshots.c.id == sessions.c.head)
+_HEAD = select(sessions.c.head)
 
 
 class SQLStore(StateStore):
@@ -74,10 +62,10 @@ class SQLStore(StateStore):
         alone = self._sqlite and sqlite.in_memory(url)
         self._turns: AbstractContextManager[object] = threading.RLock() if alone else nullcontext()
         with _translated(self._where):
-            self._engine = (
-                sqlite.connect(url, timeout=timeout) if self._sqlite else create_engine(url, hide_parameters=True)
-            )
-            self._writer = self._engine.execution_options(**{sqlite.WRITES: True})
+            engine = sqlite.connect(url, timeout=timeout) if self._sqlite else create_engine(url, hide_parameters=True)
+            self._writer = engine.execution_options(**{sqlite.WRITES: True})
+            # Several statements of a reader see one moment; in SQLite they do in any case.
+            self._engine = engine if self._sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         try:
             self._open()
         except BaseException:
@@ -100,49 +88,59 @@ class SQLStore(StateStore):
     def snapshot(self, id: str) -> Snapshot:
         """Loads a snapshot; see `StateStore.snapshot`."""
         with self._transaction(self._engine) as connection:
-            return _load(connection, id)
+            return load(connection, id)
 
     def line(self, head: str, *, since: int = 0) -> list[Snapshot]:
         """Lists a line; see `StateStore.line`."""
         with self._transaction(self._engine) as connection:
-            ids = select(ancestry(head, since=since).c.id)
-            found = to_snapshots(connection.execute(TURNS.where(snapshots.c.id.in_(ids))))
-        if not found:
-            raise unknown_snapshot(head)
+            require(connection, head)
+            found = turns_of(connection, select(ancestry(head, since=since).c.id))
         return [snapshot for snapshot in found if snapshot.messages > since]  # the head comes in any case
 
-    def boundary(self, head: str, position: int) -> Snapshot | None:
-        """Loads the state at a position; see `StateStore.boundary`."""
-        after = ancestry(head, since=position)
+    def thread(self, head: str, thread: str, *, last: int) -> list[Snapshot]:
+        """Lists a thread's newest turns; see `StateStore.thread`."""
         with self._transaction(self._engine) as connection:
-            first = connection.execute(select(after).order_by(after.c.turn).limit(1)).first()
-            if first is None:
-                raise unknown_snapshot(head)
-            if first.messages <= position:
-                return _load(connection, head)
-            if first.parent is not None:
-                return _load(connection, first.parent)
-            start = _load(connection, first.id).start
-        if start > 0:
-            raise pruned(head, position, start=start)
-        return None
+            require(connection, head)
+            return turns_of(connection, of_thread(head, thread, last=last)) if last > 0 else []
 
-    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None, drop_text_before: int = 0) -> None:
+    def find(self, name: str, message_ids: Collection[str]) -> dict[str, Snapshot]:
+        """Finds messages by their ids; see `StateStore.find`."""
+        with self._transaction(self._engine) as connection:
+            head = connection.scalar(_HEAD.where(sessions.c.name == name))
+            return find(connection, name, head, set(message_ids))
+
+    def absorbed(self, head: str, key: str) -> str | None:
+        """Finds an absorption; see `StateStore.absorbed`."""
+        with self._transaction(self._engine) as connection:
+            require(connection, head)
+            return keyed(connection, head, key)
+
+    def log(self, name: str) -> list[Snapshot]:
+        """Lists a session's own snapshots; see `StateStore.log`."""
+        with self._transaction(self._engine) as connection:
+            found = connection.execute(_HEAD.where(sessions.c.name == name)).first()
+            if found is None:
+                raise unknown_session(name)
+            return sorted(turns_of(connection, own(name, found.head)), key=age)
+
+    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None) -> None:
         """Adds a snapshot and moves the head to it; see `StateStore.commit`."""
-        row, rows = to_rows(snapshot)
+        self.add_line(name, [snapshot], expected=expected)
+
+    def add_line(self, name: str, line: Sequence[Snapshot], *, expected: str | None) -> None:
+        """Adds snapshots and moves the head to the last; see `StateStore.add_line`."""
         with self._transaction(self._writer) as connection:
             _lock(connection)
             check_head(name, found=_head(connection, name), expected=expected)
-            known = select(snapshots.c.turn, snapshots.c.messages)
-            parent = connection.execute(known.where(snapshots.c.id == snapshot.parent)).first()
-            check_child(name, snapshot, (parent.turn, parent.messages) if parent else None)
-            if connection.execute(known.where(snapshots.c.id == snapshot.id)).first():
-                raise StoreError(f"snapshot {snapshot.id!r} is in this store already: give each turn a new id")
-            connection.execute(insert(snapshots), row)
-            if rows:
-                connection.execute(insert(entries), rows)
-            _point(connection, name, snapshot.id)
-            _drop_text(connection, name, snapshot.id, drop_text_before)
+            check_line(name, line, place_of(connection, line))
+            ids = [snapshot.id for snapshot in line]
+            for id in (*known(connection, ids), *(id for id, times in Counter(ids).items() if times > 1)):
+                raise taken_id(id)
+            rows, of_entries = zip(*map(to_rows, line), strict=True)
+            connection.execute(insert(snapshots), rows)
+            if flat := [row for rows in of_entries for row in rows]:
+                connection.execute(insert(entries), flat)
+            _point(connection, name, ids[-1])
 
     def move_head(self, name: str, to: str | None, *, expected: str | None) -> None:
         """Moves the head; see `StateStore.move_head`."""
@@ -150,7 +148,7 @@ class SQLStore(StateStore):
             _lock(connection)
             head = _head(connection, name, required=True)
             check_head(name, found=head, expected=expected)
-            if to is not None and _load(connection, to).session != name and not on_line(connection, head, to):
+            if to is not None and load(connection, to).session != name and not on_line(connection, head, to):
                 raise not_its_own(name, to, head=head)
             _point(connection, name, to)
 
@@ -173,9 +171,9 @@ class SQLStore(StateStore):
         with self._transaction(self._writer) as connection:
             _lock(connection, alone=True)
             head = _head(connection, name, required=True)
-            owners = heirs(connection, name, _of(name, head))
+            owners = heirs(connection, name, own(name, head), first=True)
             connection.execute(delete(sessions).where(sessions.c.name == name))
-            _delete(connection, [id for id, heir in owners.items() if heir is None])
+            delete_snapshots(connection, [id for id, heir in owners.items() if heir is None])
             if left := [{"left": id, "heir": heir} for id, heir in owners.items() if heir is not None]:
                 owned = update(snapshots).where(snapshots.c.id == bindparam("left"), snapshots.c.session == name)
                 connection.execute(owned.values(session=bindparam("heir")), left)
@@ -189,12 +187,7 @@ class SQLStore(StateStore):
         with self._transaction(self._writer) as connection:
             _lock(connection, alone=True)
             head = _head(connection, name, required=True)
-            line = ancestry(head)
-            kept = set(connection.scalars(select(line.c.id).order_by(line.c.turn.desc()).limit(keep)))
-            owners = heirs(connection, name, _of(name, head))
-            gone = [id for id, heir in owners.items() if heir is None and id not in kept]
-            _delete(connection, gone)
-        return len(gone)
+            return prune(connection, name, head, keep=keep)
 
     def close(self) -> None:
         """Ends the store; see `StateStore.close`."""
@@ -247,18 +240,10 @@ def _lock(connection: Connection, *, alone: bool = False) -> None:
 
 
 def _head(connection: Connection, name: str, *, required: bool = False) -> str | None:
-    found = connection.execute(select(sessions.c.head).where(sessions.c.name == name).with_for_update()).first()
+    found = connection.execute(_HEAD.where(sessions.c.name == name).with_for_update()).first()
     if found is None and required:
         raise unknown_session(name)
     return found.head if found else None
-
-
-def _load(connection: Connection, id: str) -> Snapshot:
-    found = to_snapshots(connection.execute(TURNS.where(snapshots.c.id == id)))
-    state = connection.scalar(select(snapshots.c.state).where(snapshots.c.id == id))
-    if not found or state is None:
-        raise unknown_snapshot(id)
-    return replace(found[0], state=state)
 
 
 def _point(connection: Connection, name: str, head: str | None) -> None:
@@ -270,28 +255,3 @@ def _point(connection: Connection, name: str, head: str | None) -> None:
         connection.execute(insert(sessions).values(name=name, head=head, created_at=time, updated_at=time))
     except IntegrityError as error:  # in PostgreSQL, a row that isn't there yet cannot be locked
         raise ConflictError(f"session {name!r} was just created by somebody else: look at it and try again") from error
-
-
-def _of(name: str, head: str | None) -> Select[tuple[str]]:
-    """The ids of the session's line, and of what it owns besides."""
-    owned = or_(snapshots.c.session == name, snapshots.c.id.in_(select(ancestry(head).c.id)))
-    return select(snapshots.c.id).where(owned)
-
-
-def _drop_text(connection: Connection, name: str, head: str, before: int) -> None:
-    line = ancestry(head)
-    has_text = entries.c.text.is_not(None)
-    droppable = select(func.min(line.c.messages)).join(entries, entries.c.snapshot == line.c.id)
-    oldest = connection.scalar(droppable.where(entries.c.position < before, has_text))
-    if oldest is None:
-        return
-    ids = select(ancestry(head, since=oldest - 1).c.id)
-    if private := [{"of": id} for id, heir in heirs(connection, name, ids).items() if heir is None]:
-        drop = update(entries).where(entries.c.snapshot == bindparam("of"), entries.c.position < before, has_text)
-        connection.execute(drop.values(text=None), private)
-
-
-def _delete(connection: Connection, ids: list[str]) -> None:
-    """Deletes snapshots; the database deletes their entries and makes their children start their lines."""
-    if ids:
-        connection.execute(delete(snapshots).where(snapshots.c.id == bindparam("gone")), [{"gone": id} for id in ids])

@@ -22,10 +22,13 @@ snapshots = Table(
     Column("thread", Text),
     Column("turn", Integer),
     Column("messages", Integer),
-    Column("tokens", Integer),
     Column("fingerprint", Text),
     Column("created_at", Text),  # ISO 8601, UTC: SQLite knows no time zones
     Column("kind", Text),
+    Column("thread_messages", Integer),
+    Column("thread_tokens", Integer),
+    Column("key", Text),
+    Column("note", Text),
     Column("state", LargeBinary),  # last, so that SQLite reads the other columns without it
 )
 
@@ -55,7 +58,7 @@ sessions = Table(
 TURNS: Select[tuple[object, ...]] = (
     select(*(column for column in snapshots.c if column is not snapshots.c.state), *entries.c)
     .outerjoin_from(snapshots, entries, entries.c.snapshot == snapshots.c.id)
-    .order_by(snapshots.c.turn, entries.c.position)
+    .order_by(snapshots.c.turn, snapshots.c.id, entries.c.position)
 )
 
 
@@ -97,10 +100,13 @@ def _snapshot(rows: list[Row[tuple[object, ...]]]) -> Snapshot:
         thread=row.thread,
         turn=row.turn,
         messages=row.messages,
-        tokens=row.tokens,
+        thread_messages=row.thread_messages,
+        thread_tokens=row.thread_tokens,
         fingerprint=row.fingerprint,
         created_at=datetime.fromisoformat(row.created_at),
         kind=cast(Kind, row.kind),
+        key=row.key,
+        note=row.note,
         state=b"",
         entries=tuple(_entry(row) for row in rows if row.position is not None),
     )

@@ -1,52 +1,237 @@
-"""Episodes: what was said earlier, and a question whose answer only the memory can know."""
+"""Drawing episodes: facts told, replaced, denied or never told, about the speaker or others, among other talk."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Literal, Self
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.messages import Message
-from deltamem_agents.train.facts import ACKNOWLEDGEMENTS, SMALL_TALK, Fact, Values
+from deltamem_agents.train.attributes import ATTRIBUTES, HELD_OUT_ATTRIBUTES, Attribute, Split
+from deltamem_agents.train.episode import Episode, contains
+from deltamem_agents.train.facts import GENERATED, VALUES, Fact, ValueMix, Values
+from deltamem_agents.train.labels import ANSWER, LabelTexts
+from deltamem_agents.train.talk import ACKNOWLEDGEMENTS, SMALL_TALK, Talk
+
+__all__ = ["Episode", "EpisodeMix", "Kind", "draw_episode"]
+
+Kind = Literal["told", "updated", "negated", "untold", "labels"]
+
+CORRECTIONS: dict[Split, tuple[str, ...]] = {
+    "train": ("Actually, {}", "Correction: {}", "That has changed: {}", "Update: {}", "Not any more: {}",
+              "Sorry, I was wrong, {}", "Things are different now: {}"),
+    "test": ("I have news: {}", "Let me correct that: {}"),
+}  # fmt: skip
+UNKNOWN = "don't know"
+"""What an answer contains that admits to know nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """Earlier messages, then a question about one of the facts in them."""
+class EpisodeMix(BaseModel):
+    """How episodes are drawn. Shares are probabilities."""
 
-    facts: tuple[Fact, ...]
-    """What was told, in order."""
-    earlier: tuple[Message, ...]
-    """The messages that told it, other talk and the assistant's replies among them."""
-    question: str
-    answer: str
-    value: str
-    """What a right answer contains."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeMix:
-    """How episodes are drawn."""
-
-    facts: tuple[int, ...]
+    facts: tuple[int, ...] = Field(default=(1,), min_length=1)
     """Numbers of facts, drawn uniformly."""
-    open_share: float
+    kinds: Mapping[Kind, float] = {"told": 1.0}
+    """Weights of what the question is about: a fact told, updated, negated, never told, or a label map."""
+    open_share: float = Field(default=0.0, ge=0, le=1)
     """Share of values that come from the open vocabulary, not from the closed lists."""
-    other_talk: int = 0
+    made_up: float = Field(default=0.2, ge=0, le=1)
+    """Share of open values that are made-up names."""
+    capitals: float = Field(default=0.8, ge=0, le=1)
+    """Share of open values that are capitalised where names are usual."""
+    dates: float = Field(default=0.0, ge=0, le=1)
+    """Share of facts whose value is a date or a number."""
+    people: float = Field(default=0.0, ge=0, le=1)
+    """Share of facts that are about another person."""
+    attributes: Literal["known", "unseen"] = "known"
+    """Which attributes facts are about: those of training, or those that never occur in it."""
+    other_talk: int = Field(default=0, ge=0)
     """At most this many messages of small talk and earlier questions in between."""
+    filler: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Tokens of other talk in a row, drawn uniformly; before or between the facts or, always at test, behind them."""
     replies: bool = False
     """Whether the assistant has replied to each message."""
+    wrong_replies: float = Field(default=0.2, ge=0, le=1)
+    """Share of wrong answers among the replies to earlier questions."""
+    labels: tuple[int, ...] = Field(default=(2, 3, 4, 8), min_length=1)
+    """Numbers of labels in a label map, drawn uniformly."""
+    examples: tuple[int, ...] = Field(default=(1, 2, 4), min_length=1)
+    """Numbers of examples for each label, drawn uniformly."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.kinds or min(self.kinds.values()) < 0 or not any(self.kinds.values()):
+            raise ValueError(f"kinds needs weights of which none is negative and one is not 0, got {dict(self.kinds)}")
+        return self
+
+    @property
+    def _values(self) -> ValueMix:
+        return ValueMix(self.open_share, self.made_up, self.capitals)
 
 
-def draw_episode(mix: EpisodeMix, values: Values, rng: random.Random, *, split: str) -> Episode:
-    """One episode with the phrasings and values of `split` ("train" or "test")."""
-    facts = values.facts(rng.choice(mix.facts), rng, split=split, open_share=mix.open_share)
-    said = [rng.choice(f.attribute.phrasings(split)[0]).format(f.value) for f in facts]
-    asked = rng.choice(facts)
-    for _ in range(rng.randint(0, mix.other_talk)):
-        earlier_question = rng.choice(rng.choice(facts).attribute.phrasings(split)[1])
-        said.insert(rng.randint(0, len(said)), rng.choice((rng.choice(SMALL_TALK), earlier_question)))
-    earlier: list[Message] = []
-    for text in said:
-        earlier.append(Message(role="user", content=text))
-        if mix.replies:
-            earlier.append(Message(role="assistant", content=rng.choice(ACKNOWLEDGEMENTS)))
-    question = rng.choice(asked.attribute.phrasings(split)[1])
-    return Episode(tuple(facts), tuple(earlier), question, asked.attribute.answer.format(asked.value), asked.value)
+def draw_episode(
+    mix: EpisodeMix,
+    values: Values,
+    rng: random.Random,
+    *,
+    split: Split,
+    talk: Talk | None = None,
+    labels: LabelTexts | None = None,
+) -> Episode:
+    """One episode with the phrasings and values of `split`.
+
+    Args:
+        mix: how it is drawn.
+        values: where values come from.
+        rng: decides everything; the same state gives the same episode.
+        split: "train" or "test".
+        talk: where other talk comes from; None: the built-in sentences.
+        labels: where texts of label maps come from; None: the built-in ones.
+
+    Raises:
+        ConfigError: unseen attributes are asked for in training.
+    """
+    if mix.attributes == "unseen" and split == "train":
+        raise ConfigError("attributes: unseen is for testing, training must never see them: leave it out of the stage")
+    kind = rng.choices(list(mix.kinds), list(mix.kinds.values()))[0]
+    draft = _Draft(mix, values, rng, split, talk or _TALK)
+    if kind == "labels":
+        return draft.label_map(labels or _LABELS)
+    return draft.question(kind)
+
+
+_TALK, _LABELS = Talk(), LabelTexts()
+
+
+class _Draft:
+    """An episode in the making: messages so far, each with the assistant's reply to it and whether it is only talk."""
+
+    def __init__(self, mix: EpisodeMix, values: Values, rng: random.Random, split: Split, talk: Talk) -> None:
+        self.mix, self.values, self.rng, self.split, self.talk = mix, values, rng, split, talk
+        self.said: list[tuple[str, str, bool]] = []
+
+    def label_map(self, texts: LabelTexts) -> Episode:
+        rng = self.rng
+        count, examples = rng.choice(self.mix.labels), rng.choice(self.mix.examples)
+        drawn = texts.draw(rng, split=self.split, labels=count, examples=examples)
+        for text in drawn.shown:
+            self._say(text)
+        answer = ANSWER.format(n=drawn.label)
+        return self._episode(drawn.question, answer, (drawn.label,), (), "labels", f"labels:{count}")
+
+    def question(self, kind: Kind) -> Episode:
+        mix, rng = self.mix, self.rng
+        facts = self._facts(rng.choice(mix.facts) + (kind == "untold"))
+        unknown = kind == "untold"
+        asked = facts.pop(rng.randrange(len(facts))) if unknown else rng.choice(facts)
+        for fact in facts:
+            self._say(fact.say(rng.choice(fact.phrasings(self.split).statements)))
+        denials = asked.phrasings(self.split).negations
+        if kind == "negated" and not denials:
+            kind = "told"
+        stale: tuple[str, ...] = ()
+        if kind in ("updated", "negated"):
+            other = self.values.other(
+                asked.attribute.values, [f.value for f in facts], rng, split=self.split, mix=mix._values
+            )
+            if kind == "updated":
+                stale, asked = (asked.value,), Fact(asked.attribute, other, asked.who)
+                self._say(self._update(asked), at=rng.randint(self._position(stale[0]) + 1, len(self.said)))
+            else:
+                denied = Fact(asked.attribute, other, asked.who)
+                stale, unknown = (other,), rng.random() < 0.3
+                if unknown:  # only what it is not was said
+                    self.said.pop(self._position(asked.value))
+                    facts.remove(asked)
+                self._say(denied.say(rng.choice(denials)), at=rng.randint(0, len(self.said)))
+        self._mix_in_talk([*facts, asked], asked)
+        phrasings = asked.phrasings(self.split)
+        answer = phrasings.unknown if unknown else phrasings.answer
+        right = UNKNOWN if unknown else asked.value
+        tags = (kind, f"facts:{len(facts)}", asked.attribute.name, *(["other person"] if asked.who else []))
+        return self._episode(asked.say(rng.choice(phrasings.questions)), asked.say(answer), (right,), stale, *tags)
+
+    def _facts(self, count: int) -> list[Fact]:
+        """Facts of different attributes or people, with different values."""
+        mix, rng = self.mix, self.rng
+        if count > len(HELD_OUT_ATTRIBUTES if mix.attributes == "unseen" else _PLAIN):
+            raise ConfigError(f"{count} facts are more than there are {mix.attributes} attributes: ask for fewer")
+        facts: list[Fact] = []
+        people = rng.sample(VALUES["person"], 3)
+        while len(facts) < count:
+            dated = rng.random() < mix.dates
+            pool = HELD_OUT_ATTRIBUTES if mix.attributes == "unseen" else _DATED if dated else _PLAIN
+            about = [a for a in pool if a.train_about] if rng.random() < mix.people else []
+            attribute, who = rng.choice(about or pool), rng.choice(people) if about else None
+            taken = {(f.attribute.name, f.who) for f in facts}
+            if (attribute.name, who) in taken:
+                continue
+            known = [*(f.value for f in facts), *people]
+            value = self.values.other(attribute.values, known, rng, split=self.split, mix=mix._values)
+            facts.append(Fact(attribute, value, who))
+        return facts
+
+    def _update(self, fact: Fact) -> str:
+        phrasings, rng = fact.phrasings(self.split), self.rng
+        if phrasings.updates and rng.random() < 0.6:
+            return fact.say(rng.choice(phrasings.updates))
+        text = fact.say(rng.choice(phrasings.statements))
+        keep = text.startswith(("I ", "I'", fact.value, *([fact.who] if fact.who else [])))
+        return rng.choice(CORRECTIONS[self.split]).format(text if keep else text[0].lower() + text[1:])
+
+    def _say(self, text: str, *, at: int | None = None, reply: str | None = None, talk: bool = False) -> None:
+        reply = reply or self.rng.choice(ACKNOWLEDGEMENTS)
+        self.said.insert(len(self.said) if at is None else at, (text, reply, talk))
+
+    def _position(self, value: str) -> int:
+        return next(i for i, (text, _, _) in enumerate(self.said) if contains(text, value))
+
+    def _mix_in_talk(self, facts: list[Fact], asked: Fact) -> None:
+        mix, rng = self.mix, self.rng
+        for _ in range(rng.randint(0, mix.other_talk)):
+            text, reply = rng.choice(SMALL_TALK), None
+            if rng.random() < 0.5:
+                fact = rng.choice(facts)
+                text, reply = self._earlier_question(fact)
+            self._say(text, at=rng.randint(0, len(self.said)), reply=reply, talk=True)
+        filler = self.talk.messages(rng.choice(mix.filler), rng)
+        start = len(self.said) if self.split == "test" or rng.random() < 0.5 else rng.randint(0, len(self.said))
+        for offset, text in enumerate(filler):
+            self._say(text, at=start + offset, talk=True)
+
+    def _earlier_question(self, fact: Fact) -> tuple[str, str]:
+        """A question asked before, and the assistant's answer to it, which may be wrong."""
+        phrasings, rng = fact.phrasings(self.split), self.rng
+        value = fact.value
+        if rng.random() < self.mix.wrong_replies:
+            value = self.values.other(fact.attribute.values, [value], rng, split=self.split, mix=self.mix._values)
+        elif not any(contains(text, value) for text, _, _ in self.said):
+            return fact.say(rng.choice(phrasings.questions)), fact.say(phrasings.unknown)
+        return fact.say(rng.choice(phrasings.questions)), phrasings.answer.format(value, who=fact.who)
+
+    def _episode(
+        self, question: str, answer: str, values: tuple[str, ...], stale: tuple[str, ...], *tags: str
+    ) -> Episode:
+        earlier: list[Message] = []
+        talk: list[int] = []
+        for text, reply, idle in self.said:
+            talk += [len(earlier)] if idle else []
+            earlier.append(Message(role="user", content=text))
+            if self.mix.replies:
+                earlier.append(Message(role="assistant", content=reply))
+        return Episode(
+            earlier=tuple(earlier),
+            question=question,
+            answer=answer,
+            values=values,
+            stale=stale,
+            talk=tuple(talk),
+            tags=tags,
+        )
+
+
+_DATED: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values in GENERATED)
+_PLAIN: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values not in GENERATED)

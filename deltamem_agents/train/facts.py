@@ -1,41 +1,21 @@
-"""Facts people tell about themselves: attributes, phrasings and values, with disjoint parts for training and test."""
+"""Values that facts have: closed lists, an open vocabulary, made-up names, dates and numbers.
+
+All but the lists and ages have a held-out part, which never occurs in training, not even inside another word: what no
+training text contains as a string, none contains as a sequence of tokens, whatever the tokenizer.
+"""
 
 import random
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-HELD_OUT_WORDS = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """One thing a person can tell. The last `held_out` statements and questions never occur in training."""
-
-    name: str
-    statements: tuple[str, ...]
-    questions: tuple[str, ...]
-    answer: str
-    values: str
-    """Name of the closed list that typical values come from."""
-    held_out: int = 2
-
-    def phrasings(self, split: str) -> tuple[Sequence[str], Sequence[str]]:
-        """Statements and questions of `split` ("train" or "test")."""
-        cut = -self.held_out
-        if split == "test":
-            return self.statements[cut:], self.questions[cut:]
-        return self.statements[:cut], self.questions[:cut]
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One attribute with its value."""
-
-    attribute: Attribute
-    value: str
-
+from deltamem_agents.train.attributes import Attribute, Phrasings, Split
 
 VALUES: dict[str, tuple[str, ...]] = {
     "person": tuple(
@@ -73,193 +53,142 @@ VALUES: dict[str, tuple[str, ...]] = {
     "instrument": ("piano", "guitar", "violin", "flute", "drums", "cello", "trumpet", "harp", "clarinet", "banjo"),
     "company": ("Siemens", "Toyota", "Nokia", "Philips", "Boeing", "Canon", "Lego", "Ikea", "Volvo", "Bosch", "Intel"),
 }
-
-ATTRIBUTES: tuple[Attribute, ...] = (
-    Attribute(
-        "name",
-        ("My name is {}.", "Hi, I'm {}.", "I am called {}.", "Hello, {} is my name.", "People call me {}.",
-         "Call me {}.", "You can call me {}.", "Hey there, my name's {}."),
-        ("What is my name?", "Who am I?", "Tell me my name.", "What am I called?",
-         "Do you remember my name?", "What's my name?"),
-        "Your name is {}.", "person",
-    ),
-    Attribute(
-        "city",
-        ("I live in {}.", "I just moved to {}.", "My home is in {}.", "I'm living in {} now.", "I have a flat in {}.",
-         "These days I live in {}.", "My house is in {}.", "I moved to {} last year."),
-        ("Where do I live?", "Which city do I live in?", "Tell me where I live.", "In which place do I live?",
-         "Do you remember where I live?", "What city do I live in?"),
-        "You live in {}.", "city",
-    ),
-    Attribute(
-        "job",
-        ("I work as a {}.", "My job is {}.", "I am a {} by profession.", "I earn my living as a {}.",
-         "By trade I'm a {}.", "My profession is {}.", "I'm working as a {}.", "For a living, I work as a {}."),
-        ("What is my job?", "What do I work as?", "Tell me my profession.", "What is my profession?",
-         "What do I do for a living?", "Do you remember my job?"),
-        "You work as a {}.", "job",
-    ),
-    Attribute(
-        "dog",
-        ("My dog is called {}.", "I have a dog named {}.", "Our dog's name is {}.", "I named my dog {}.",
-         "I walk my dog {} every day.", "We call our dog {}.", "My dog's name is {}.", "I own a dog called {}."),
-        ("What is my dog's name?", "What is my dog called?", "Tell me the name of my dog.", "How did I name my dog?",
-         "What's the name of my dog?", "Do you remember my dog's name?"),
-        "Your dog's name is {}.", "pet",
-    ),
-    Attribute(
-        "food",
-        ("My favorite food is {}.", "I really love eating {}.", "The food I like best is {}.",
-         "I could eat {} every day.", "Nothing tastes better to me than {}.", "I like {} more than any other food.",
-         "My favourite dish is {}.", "The dish I love most is {}."),
-        ("What is my favorite food?", "What do I like to eat most?", "Which food do I love?",
-         "Tell me my favorite food.", "What food do I like best?", "What's my favorite food?"),
-        "Your favorite food is {}.", "food",
-    ),
-    Attribute(
-        "color",
-        ("My favorite color is {}.", "I love the color {}.", "The color I like best is {}.",
-         "I prefer {} over all colors.", "The most beautiful color to me is {}.", "I paint everything in {}.",
-         "My favourite colour is {}.", "I like the color {} the most."),
-        ("What is my favorite color?", "Which color do I like best?", "Tell me my favorite color.",
-         "Which color do I love?", "What color do I like most?", "What's my favorite color?"),
-        "Your favorite color is {}.", "color",
-    ),
-    Attribute(
-        "hobby",
-        ("My hobby is {}.", "In my free time I enjoy {}.", "I spend my weekends on {}.", "I love {} as a hobby.",
-         "My favorite pastime is {}.", "I do {} for fun.", "The hobby I enjoy is {}.", "My main hobby is {}."),
-        ("What is my hobby?", "What do I enjoy in my free time?", "Tell me my hobby.", "What is my favorite pastime?",
-         "Which hobby do I have?", "What's my hobby?"),
-        "Your hobby is {}.", "hobby",
-    ),
-    Attribute(
-        "secret",
-        ("My secret word is {}.", "The secret word is {}.", "Remember the secret word {}.", "Keep my secret word: {}.",
-         "Please note the secret word {}.", "I chose {} as my secret word.", "My secret word will be {}.",
-         "Let's make {} my secret word."),
-        ("What is my secret word?", "Which secret word did I tell you?", "Tell me the secret word.",
-         "What secret word did I choose?", "What's my secret word?", "Do you remember my secret word?"),
-        "Your secret word is {}.", "word",
-    ),
-    Attribute(
-        "team",
-        ("My team is called {}.", "I play for the team {}.", "The name of my team is {}.", "Our team's name is {}.",
-         "I joined a team named {}.", "We named our team {}.", "My team's name is {}.", "I'm on a team called {}."),
-        ("What is my team called?", "What is the name of my team?", "Tell me my team's name.",
-         "Which team do I play for?", "What's my team's name?", "Do you remember the name of my team?"),
-        "Your team is called {}.", "word",
-    ),
-    Attribute(
-        "sister",
-        ("My sister is called {}.", "My sister's name is {}.", "I have a sister named {}.", "{} is my sister.",
-         "My sister {} is visiting me.", "I grew up with my sister {}.", "The name of my sister is {}.",
-         "I have a sister called {}."),
-        ("What is my sister's name?", "What is my sister called?", "Tell me the name of my sister.",
-         "Who is my sister?", "What's my sister's name?", "Do you remember my sister's name?"),
-        "Your sister's name is {}.", "person",
-    ),
-    Attribute(
-        "boss",
-        ("My boss is called {}.", "My boss's name is {}.", "I work for a boss named {}.", "{} is my boss.",
-         "My new boss is {}.", "I report to my boss {}.", "The name of my boss is {}.", "I have a boss called {}."),
-        ("What is my boss's name?", "What is my boss called?", "Tell me the name of my boss.", "Who is my boss?",
-         "What's my boss's name?", "Do you remember my boss's name?"),
-        "Your boss's name is {}.", "person",
-    ),
-    Attribute(
-        "drink",
-        ("My favorite drink is {}.", "I always drink {}.", "The drink I like best is {}.", "I love drinking {}.",
-         "Every morning I drink {}.", "I like {} more than other drinks.", "My favourite drink is {}.",
-         "I enjoy drinking {} the most."),
-        ("What is my favorite drink?", "What do I like to drink?", "Tell me my favorite drink.",
-         "Which drink do I love?", "What drink do I like best?", "What's my favorite drink?"),
-        "Your favorite drink is {}.", "drink",
-    ),
-    Attribute(
-        "instrument",
-        ("I play the {}.", "My instrument is the {}.", "I am learning to play the {}.",
-         "I practice the {} every evening.", "The instrument I play is the {}.", "I bought myself a {} to play music.",
-         "I've been playing the {} for years.", "Musically, I play the {}."),
-        ("Which instrument do I play?", "What is my instrument?", "Tell me which instrument I play.",
-         "What instrument am I learning?", "What instrument do I play?", "Do you remember my instrument?"),
-        "You play the {}.", "instrument",
-    ),
-    Attribute(
-        "company",
-        ("I work for {}.", "My employer is {}.", "The company I work for is {}.", "I have a job at {}.",
-         "I started working at {}.", "My company is called {}.", "I'm employed at {}.", "My employer is called {}."),
-        ("Which company do I work for?", "Who is my employer?", "Tell me which company I work for.",
-         "At which company do I work?", "Where do I work?", "What company do I work for?"),
-        "You work for {}.", "company",
-    ),
-)
-
-ACKNOWLEDGEMENTS = (
-    "Got it.", "Thanks for telling me.", "That's nice to know.", "Okay, noted.", "Great!", "Nice to hear that.",
-    "I see. How can I help you today?", "That sounds wonderful!", "Thank you for sharing that with me.",
-)
-
-SMALL_TALK = (
-    "How are you today?", "The weather is lovely this morning.", "What is the capital of France?", "Tell me a joke.",
-    "I slept badly last night.", "Can you recommend a good movie?", "It rained all day yesterday.", "Thanks a lot!",
-    "What is two plus two?", "I am a bit tired.", "Do you like music?", "Let's talk about something else.",
-    "Good morning!", "How does a bicycle work?", "What should I cook tonight?", "My train was late again.",
-    "I read the news today.", "Why is the sky blue?", "Write a short sentence about autumn.", "That is interesting.",
-    "What can you do?", "Give me a tip for staying healthy.", "I went to the market this morning.",
-    "How do plants grow?", "Explain gravity.", "The bus was very crowded.", "Who wrote Romeo and Juliet?",
-    "Name three fruits.", "I watched a film last night.", "What is a computer?", "How long is a marathon?",
-    "Can you help me with my homework?", "My neighbour is very loud.",
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
 )  # fmt: skip
+GENERATED = ("date", "number", "age")
+"""Kinds of values that are composed, not listed."""
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w x z".split()
 _VOWELS = "a e i o u ai ee oa ou y".split()
 _CODAS = "n r l s x k m nd rt lm th ck v sk".split()
 
 
-def made_up_word(rng: random.Random) -> str:
-    """A pronounceable word nobody uses, of two or three syllables."""
-    syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 2, 3)))]
+def _held_out(text: str) -> bool:
+    """A tenth of all texts, the same on every machine."""
+    return zlib.crc32(text.encode()) % 10 == 0
+
+
+_SYLLABLES: dict[Split, list[str]] = {"train": [], "test": []}
+for _syllable in (onset + vowel for onset in _ONSETS for vowel in _VOWELS):
+    _SYLLABLES["test" if _held_out(_syllable) else "train"].append(_syllable)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One attribute of the speaker, or of `who`, with its value."""
+
+    attribute: Attribute
+    value: str
+    who: str | None = None
+
+    def phrasings(self, split: Split) -> Phrasings:
+        """How `split` says it."""
+        return self.attribute.phrasings(split, about=self.who is not None)
+
+    def say(self, template: str) -> str:
+        """A phrasing with this fact's value and person."""
+        return template.format(self.value, who=self.who)
+
+
+def made_up_word(rng: random.Random, split: Split = "train") -> str:
+    """A pronounceable word nobody uses, of two or three syllables, those of training and test being different ones."""
+    syllables = [rng.choice(_SYLLABLES[split]) for _ in range(rng.choice((2, 2, 3)))]
     return "".join(syllables) + rng.choice(_CODAS)
 
 
+@cache
+def held_out_words() -> frozenset[str]:
+    """The words kept for testing, `data/held_out_words.txt`: lower case, five letters or more."""
+    text = (files("deltamem_agents.train") / "data" / "held_out_words.txt").read_text(encoding="utf-8")
+    return frozenset(text.split())
+
+
+def holds_held_out_word(text: str) -> bool:
+    """Whether a held-out word occurs in `text`, also inside a longer word, in any case."""
+    starts = _by_start()
+    return any(
+        word.startswith(held, at)
+        for word in re.findall(r"[a-z]{5,}", text.lower())
+        for at in range(len(word) - 4)
+        for held in starts.get(word[at : at + 5], ())
+    )
+
+
+@cache
+def _by_start() -> dict[str, list[str]]:
+    """Held-out words by their first five letters."""
+    words: dict[str, list[str]] = {}
+    for word in held_out_words():
+        words.setdefault(word[:5], []).append(word)
+    return words
+
+
+class ValueMix(NamedTuple):
+    """Where listed kinds of values are drawn from instead."""
+
+    open_share: float = 0.0
+    """Share from the open vocabulary, not from the closed lists."""
+    made_up: float = 0.2
+    """Share of open values that are made-up names."""
+    capitals: float = 0.8
+    """Share of open values that are capitalised where names are usual."""
+
+
 class Values:
-    """Where values come from: closed lists, a vocabulary of words split into train and test, and made-up names."""
+    """Draws values: from closed lists that training and test share, or open ones that they do not.
 
-    def __init__(self, words: Sequence[str], *, seed: int = 1) -> None:
-        shuffled = sorted(set(words))
-        random.Random(seed).shuffle(shuffled)
-        self.test_words = shuffled[:HELD_OUT_WORDS]
-        self.train_words = shuffled[HELD_OUT_WORDS:]
-        self._test_words = frozenset(self.test_words)
+    Args:
+        words: an open vocabulary; those held out, or that hold a held-out word, are left out of training.
+    """
 
-    def draw(self, attribute: Attribute, rng: random.Random, *, split: str, open_share: float) -> str:
-        """A value: from the attribute's closed list, or with probability `open_share` any word or a made-up one."""
-        if rng.random() >= open_share:
-            return rng.choice(VALUES[attribute.values])
-        if split == "train" and rng.random() < 0.2:
-            word = made_up_word(rng)
-            while word in self._test_words:
-                word = made_up_word(rng)
-        else:
-            word = rng.choice(self.test_words if split == "test" else self.train_words)
-        proper = VALUES[attribute.values][0][0].isupper()
-        return word.capitalize() if proper and rng.random() < 0.8 else word
+    def __init__(self, words: Sequence[str]) -> None:
+        self.test_words = sorted(held_out_words())
+        self.train_words = sorted(w for w in set(words) if not holds_held_out_word(w))
+        self._training_text = " ".join(self.train_words)
 
-    def facts(self, count: int, rng: random.Random, *, split: str, open_share: float) -> list[Fact]:
-        """`count` facts about different attributes, with different values."""
-        facts: list[Fact] = []
-        for attribute in rng.sample(ATTRIBUTES, count):
-            value = self.draw(attribute, rng, split=split, open_share=open_share)
-            while any(value == f.value for f in facts):
-                value = self.draw(attribute, rng, split=split, open_share=open_share)
-            facts.append(Fact(attribute, value))
-        return facts
+    def draw(self, kind: str, rng: random.Random, *, split: Split, mix: ValueMix) -> str:
+        """A value of `kind`: composed, or from the closed list, or with probability `open_share` an open one."""
+        if kind in GENERATED:
+            return _generate(kind, rng, split)
+        if rng.random() >= mix.open_share:
+            return rng.choice(VALUES[kind])
+        word = self._made_up(rng, split) if rng.random() < mix.made_up else self._word(rng, split)
+        proper = VALUES[kind][0][0].isupper()
+        return word.capitalize() if proper and rng.random() < mix.capitals else word
+
+    def other(self, kind: str, not_these: Sequence[str], rng: random.Random, *, split: Split, mix: ValueMix) -> str:
+        """A value of `kind` that is none of `not_these`."""
+        while (value := self.draw(kind, rng, split=split, mix=mix)).lower() in {v.lower() for v in not_these}:
+            pass
+        return value
+
+    def _word(self, rng: random.Random, split: Split) -> str:
+        words = self.test_words if split == "test" else self.train_words
+        return rng.choice(words) if words else self._made_up(rng, split)
+
+    def _made_up(self, rng: random.Random, split: Split) -> str:
+        while True:
+            word = made_up_word(rng, split)
+            if split == "test" and word not in self._training_text:
+                return word
+            if split == "train" and not holds_held_out_word(word):
+                return word
+
+
+def _generate(kind: str, rng: random.Random, split: Split) -> str:
+    if kind == "age":
+        return str(rng.randint(18, 95))  # too few to hold some out
+    while True:  # two digits always: "May 1" would be part of "May 14"
+        value = f"{rng.choice(MONTHS)} {rng.randint(10, 28)}" if kind == "date" else str(rng.randint(1000, 9999))
+        if _held_out(value) == (split == "test"):
+            return value
 
 
 def vocabulary_words(vocabulary: Sequence[str]) -> list[str]:
-    """Whole lower-case English-looking words of a byte-level BPE vocabulary."""
-    marked = (t[1:] for t in vocabulary if t.startswith("Ġ"))
+    """Whole lower-case English-looking words of a BPE vocabulary, which marks them with Ġ or ▁."""
+    marked = (t[1:] for t in vocabulary if t.startswith(("Ġ", "▁")))
     return sorted({w.lower() for w in marked if w.isascii() and w.isalpha() and len(w) > 4})
 
 

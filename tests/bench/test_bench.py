@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltamem_agents.bench import QUICK, BenchReport, BenchRow, render, run_bench
+from deltamem_agents.bench import QUICK, BenchReport, BenchRow, render, run_bench, run_concurrency
 from tests.chat import byte_tokenizer, chat_backbone
 
 TARGETS = {
@@ -68,6 +68,15 @@ def test_the_head_says_where_and_on_what(report: BenchReport) -> None:
 def test_scans_are_compared(report: BenchReport) -> None:
     scans = [row.name.rsplit(", ", 1)[1] for row in report.rows if row.name.startswith("scan")]
     assert scans == ["naive", "chunked", "native"]
+
+
+def test_many_sessions_at_once_are_measured(folder: Path) -> None:
+    alone = run_concurrency(quick=True, model=folder)
+    assert [row.name for row in alone.rows] == [
+        f"{QUICK.callers} threads on {QUICK.callers} sessions ÷ one by one, tokens/s",
+        f"{QUICK.sessions} sessions in one `batch` ÷ one by one, tokens/s",
+    ]
+    assert all(row.measured_unit == "ms a token" for row in alone.rows)
 
 
 def test_profiles_show_operators(report: BenchReport) -> None:

@@ -56,11 +56,11 @@ class FailingStore(MemoryStore):
         super().__init__()
         self.error, self.fails, self.tries = error, True, 0
 
-    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None, drop_text_before: int = 0) -> None:
+    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None) -> None:
         self.tries += 1
         if self.fails:
             raise self.error("the disk is full")
-        super().commit(name, snapshot, expected=expected, drop_text_before=drop_text_before)
+        super().commit(name, snapshot, expected=expected)
 
 
 class OvertakenStore(SQLStore):
@@ -71,11 +71,11 @@ class OvertakenStore(SQLStore):
         self.overtaking: list[Callable[[], object]] = []
         self.conflicts = 0
 
-    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None, drop_text_before: int = 0) -> None:
+    def commit(self, name: str, snapshot: Snapshot, *, expected: str | None) -> None:
         if self.overtaking:
             self.overtaking.pop(0)()
         try:
-            super().commit(name, snapshot, expected=expected, drop_text_before=drop_text_before)
+            super().commit(name, snapshot, expected=expected)
         except ConflictError:
             self.conflicts += 1
             raise

@@ -79,48 +79,75 @@ def naive_reply(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part],
 
 
 @dataclass
+class NaiveTurn:
+    """What a turn added, and the state after it."""
+
+    thread: str
+    messages: list[Message]
+    state: MemoryState
+
+
+@dataclass
 class NaiveSession:
-    """A session by the one rule: messages in turns, and the state at each boundary between them."""
+    """A session by the one rule: turns of one or more threads, and the state after each."""
 
     model: DeltaMemModel
     recent: int
-    messages: list[Message] = field(default_factory=list)
-    boundaries: list[tuple[int, MemoryState]] = field(default_factory=list)
+    turns: list[NaiveTurn] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.boundaries.append((0, self.model.zero_state()))
+    @property
+    def messages(self) -> list[Message]:
+        return [message for turn in self.turns for message in turn.messages]
 
     @property
     def state(self) -> MemoryState:
-        return self.boundaries[-1][1]
+        return self.turns[-1].state if self.turns else self.model.zero_state()
 
-    def window(self, new: Sequence[Message]) -> tuple[int, MemoryState]:
-        """The last turn boundary that leaves at least `recent` messages, the start moving in blocks of `recent`."""
-        count, recent = len(self.messages), self.recent
-        first = count if recent == 0 else max(0, (count // recent - 1) * recent)
-        line = [*self.messages, *new]
-        starts = [(at, state) for at, state in self.boundaries if at <= first]
-        return [s for s in starts if s[0] == 0 or s[0] == len(line) or line[s[0]].role != "tool"][-1]
+    def window(self, thread: str, new: Sequence[Message]) -> tuple[list[Message], MemoryState, list[Message]]:
+        """What a thread shows unwritten, the state after that, and what is replayed on it.
+
+        The window starts at the last turn boundary of the thread that leaves at least `recent` of its messages, in
+        blocks of `recent`. It is replayed as far back as no other thread has written.
+        """
+        own = [turn for turn in self.turns if turn.thread == thread]
+        count = sum(len(turn.messages) for turn in own)
+        first = count if self.recent == 0 else max(0, (count // self.recent - 1) * self.recent)
+        ends = [sum(len(turn.messages) for turn in own[: n + 1]) for n in range(len(own))]
+        begin = sum(end <= first for end in ends)
+        while begin and [m.role for m in [*(m for turn in own[begin:] for m in turn.messages), *new]][:1] == ["tool"]:
+            begin -= 1
+        visible = own[begin:]
+        last = len(self.turns)
+        while last and visible and self.turns[last - 1] is visible[-1]:
+            visible, last = visible[:-1], last - 1
+        shown = [m for turn in visible for m in turn.messages]
+        replayed = [m for turn in self.turns[last:] for m in turn.messages]
+        return shown, self.turns[last - 1].state if last else self.model.zero_state(), replayed
 
     def turn(
-        self, new: Sequence[Message], *, shown: Sequence[Message] = (), most: int, reply: str | None = None
+        self,
+        new: Sequence[Message],
+        *,
+        shown: Sequence[Message] = (),
+        most: int = 0,
+        reply: str | None = None,
+        thread: str = "",
     ) -> str:
         """Takes new messages and replies; `reply` dictates it."""
-        start, state = self.window(new)
-        parts = self._parts(shown, [*self.messages[start:], *new])
+        earlier, state, replayed = self.window(thread, new)
+        shown = [*shown, *earlier]
+        parts = self._parts(shown, [*replayed, *new])
         if reply is None:
             reply = naive_reply(self.model, state, parts, most=most)
         answer = Message(role="assistant", content=reply)
-        self.messages += [*new, answer]
-        after = naive_state(self.model, state, self._parts(shown, self.messages[start:]))
-        self.boundaries.append((len(self.messages), after))
+        after = naive_state(self.model, state, self._parts(shown, [*replayed, *new, answer]))
+        self.turns.append(NaiveTurn(thread, [*new, answer], after))
         return reply
 
-    def absorb(self, new: Sequence[Message]) -> None:
-        start, state = self.window(new)
-        self.messages += new
-        after = naive_state(self.model, state, self._parts((), self.messages[start:]))
-        self.boundaries.append((len(self.messages), after))
+    def absorb(self, new: Sequence[Message], *, thread: str = "") -> None:
+        earlier, state, replayed = self.window(thread, new)
+        after = naive_state(self.model, state, self._parts(earlier, [*replayed, *new]))
+        self.turns.append(NaiveTurn(thread, list(new), after))
 
     def _parts(self, shown: Sequence[Message], spoken: Sequence[Message]) -> list[Part]:
         roles = self.model.adapter.config.absorb_roles

@@ -1,27 +1,46 @@
-"""What is new in a caller's messages."""
+"""Which of a caller's messages a ledger knows by content alone."""
 
+import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents import Message, Role
-from deltamem_agents.engine.alignment import align
-from deltamem_agents.store import Entry
+from deltamem_agents import Entry, Message, Role, Snapshot
+from deltamem_agents.engine.alignment import by_digest, moved_on
 
 TEXTS = st.sampled_from(["hi", "ok", "no", "the cat", ""])
 ROLES: st.SearchStrategy[Role] = st.sampled_from(["user", "assistant", "tool"])
 MESSAGES = st.lists(st.builds(Message, role=ROLES, content=TEXTS), max_size=8)
 
 
-def entry(message: Message) -> Entry:
-    return Entry(
-        role=message.role, digest=message.digest(), message_id=message.id, text=None, tokens=1, written=True
-    )
-
-
-def ledger(messages: Sequence[Message]) -> list[Entry]:
-    return [entry(m) for m in messages]
+def ledger(*turns: Sequence[Message]) -> list[Snapshot]:
+    snapshots: list[Snapshot] = []
+    for messages in filter(None, turns):
+        before = snapshots[-1].messages if snapshots else 0
+        entries = tuple(
+            Entry(role=m.role, digest=m.digest(), message_id=m.id, text=None, tokens=1, written=True) for m in messages
+        )
+        count = before + len(entries)
+        snapshots.append(
+            Snapshot(
+                id=uuid.uuid4().hex,
+                parent=snapshots[-1].id if snapshots else None,
+                session="a",
+                thread="main",
+                turn=len(snapshots) + 1,
+                messages=count,
+                thread_messages=count,
+                thread_tokens=count,
+                fingerprint="",
+                created_at=datetime.now(UTC),
+                state=b"",
+                entries=entries,
+                kind="turn" if messages[-1].role == "assistant" else "absorb",
+            )
+        )
+    return snapshots
 
 
 def user(text: str, id: str | None = None) -> Message:
@@ -32,98 +51,62 @@ def said(text: str, id: str | None = None) -> Message:
     return Message(role="assistant", content=text, id=id)
 
 
-def with_ids(messages: Sequence[Message]) -> list[Message]:
-    return [m.model_copy(update={"id": f"id{number}"}) for number, m in enumerate(messages)]
+def new(passed: Sequence[Message], *turns: Sequence[Message]) -> list[Message]:
+    known = by_digest(passed, ledger(*turns))
+    return list(passed[known.index + 1 :] if known else passed)
 
 
 @given(MESSAGES, MESSAGES)
-def test_new_messages_are_the_end_of_what_was_passed_and_nothing_spoken_is_lost(
-    past: list[Message], passed: list[Message]
-) -> None:
-    aligned = align(passed, ledger(past))
-    assert list(aligned.new) == passed[len(passed) - len(aligned.new) :]
-    before = passed[: len(passed) - len(aligned.new)]
-    known = {m.digest() for m in past}
-    assert [m for m in before if m.digest() not in known] == list(aligned.shown)
-
-
-@given(MESSAGES.filter(bool), MESSAGES, st.integers(0, 8))
-def test_with_ids_exactly_the_new_ones_are_new_however_much_was_trimmed(
-    past: list[Message], new: list[Message], trimmed: int
-) -> None:
-    line = with_ids([*past, *new])
-    past, new = line[: len(past)], line[len(past) :]
-    kept = past[min(trimmed, len(past) - 1) :]
-    assert list(align([*kept, *new], ledger(past)).new) == new
+def test_a_known_message_is_what_the_ledger_says_it_is(past: list[Message], passed: list[Message]) -> None:
+    known = by_digest(passed, ledger(past))
+    assert known is None or passed[known.index].digest() == known.entry.digest
 
 
 @given(MESSAGES.filter(bool), MESSAGES)
-def test_full_histories_after_a_reply_need_no_ids(past: list[Message], new: list[Message]) -> None:
+def test_full_histories_after_a_reply_need_no_ids(past: list[Message], after: list[Message]) -> None:
     past = [*past, said("a reply")]  # one that nobody repeats
-    assert list(align([*past, *new], ledger(past)).new) == new
+    assert new([*past, *after], past) == after
 
 
 @given(MESSAGES)
 def test_everything_is_new_to_an_empty_ledger(passed: list[Message]) -> None:
-    assert list(align(passed, []).new) == passed
-
-
-@given(MESSAGES, MESSAGES)
-def test_system_prompts_are_shown_and_never_new(past: list[Message], passed: list[Message]) -> None:
-    system = Message(role="system", content="Be brief.")
-    aligned, without = align([system, *passed, system], ledger(past)), align(passed, ledger(past))
-    assert aligned.new == without.new
-    assert aligned.shown == (system, system, *without.shown)
+    assert by_digest(passed, []) is None
 
 
 def test_the_longest_run_marks_the_point_wherever_it_stands() -> None:
     past = [user("hi"), said("ok"), user("hi"), said("ok")]
-    summary = user("(a summary)")
-    aligned = align([summary, *past, user("hi")], ledger(past))
-    assert (aligned.shown, aligned.new) == ((summary,), (user("hi"),))
+    assert new([user("(a summary)"), *past, user("hi")], past[:2], past[2:]) == [user("hi")]
 
 
 def test_hi_again_is_new() -> None:
     past = [user("hi"), said("ok")]
-    assert align([user("hi")], ledger(past)).new == (user("hi"),)
-    assert align([*past, user("hi")], ledger(past)).new == (user("hi"),)
+    assert new([user("hi")], past) == [user("hi")]
+    assert new([*past, user("hi")], past) == [user("hi")]
 
 
 def test_in_doubt_it_is_new() -> None:
-    past = [user("hi"), said("ok")]
-    assert align([user("hi"), said("changed"), user("so")], ledger(past)).new == (
-        user("hi"),
-        said("changed"),
-        user("so"),
-    )
+    passed = [user("hi"), said("changed"), user("so")]
+    assert new(passed, [user("hi"), said("ok")]) == passed
 
 
-def test_a_known_id_counts_whatever_became_of_the_text() -> None:
-    past = [user("hi", "u1"), said("a long reply", "r1")]
-    cleared = [user("hi", "u1"), said("[gone]", "r1"), user("so", "u2")]
-    aligned = align(cleared, ledger(past))
-    assert (aligned.shown, aligned.new) == ((), (user("so", "u2"),))
+def test_a_question_asked_again_with_what_came_before_it_is_known() -> None:
+    past = [user("hi"), said("ok")], [user("the cat"), said("yes")]
+    known = by_digest([*past[0], user("the cat")], ledger(*past))
+    assert known is not None
+    assert (known.index, known.turn.turn, known.place) == (2, 2, 0)
 
 
-def test_known_ids_out_of_order_mark_the_last_of_them_in_the_callers_messages() -> None:
-    past = [user("a", "1"), said("b"), user("c", "2"), said("d")]
-    assert align([user("a", "1"), said("b"), user("c", "2"), said("d"), user("e", "3")], ledger(past)).new == (
-        user("e", "3"),
-    )
+def test_where_the_end_was_changed_the_last_known_reply_marks_the_point() -> None:
+    past = [user("hi"), said("ok")], [user("the cat"), said("yes")], [user("a dog"), said("no")]
+    assert new([*past[0], user("the dog")], *past) == [user("the dog")]
+    assert new([*past[0], *past[1], user("another")], *past) == [user("another")]
+    assert new([said("yes"), user("another")], *past) == [said("yes"), user("another")]  # a reply alone proves little
 
 
-def test_the_same_words_under_another_id_after_a_known_message_are_new() -> None:
-    past = [user("hi", "u1"), said("ok", "s1"), user("hi", "u2"), said("ok", "s2")]
-    passed = [user("hi", "u1"), said("ok"), user("hi", "u3")]
-    assert align(passed, ledger(past)).new == (user("hi", "u3"),)
-
-
-def test_ids_that_change_at_every_call_prove_nothing() -> None:
-    past = [user("hi", "x1"), said("ok", "s1"), user("so", "x2"), said("yes", "s2")]
-    fresh = [user("hi", "y1"), said("ok", "y2"), user("so", "y3"), said("yes", "y4"), user("and", "y5")]
-    assert align(fresh, ledger(past)).new == (user("and", "y5"),)
-
-
-def test_a_reply_marked_with_its_snapshot_is_known_even_if_the_caller_changed_its_text() -> None:
-    past = [user("hi"), said("  ok  ", "snapshot")]
-    assert align([user("hi"), said("ok", "snapshot"), user("so")], ledger(past)).new == (user("so"),)
+def test_after_a_known_message_the_same_words_under_another_id_are_new() -> None:
+    past = ledger([user("hi", "u1"), said("ok", "s1")], [user("hi", "u2"), said("ok", "s2")])
+    for id, index in (("u3", 1), ("u2", 2), (None, 2)):
+        passed = [user("hi", "u1"), said("ok"), user("hi", id)]
+        known = by_digest(passed[:2], past[:1])
+        assert known is not None
+        assert moved_on(known, passed, past).index == index

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from deltamem_agents import ConflictError, DeltaMemEngine, GenerationError, MemoryState, Message, StoreError, Turn
+from deltamem_agents import (
+    ConflictError,
+    DeltaMemEngine,
+    GenerationError,
+    MemoryState,
+    Message,
+    SessionNotFoundError,
+    StoreError,
+    Turn,
+)
 from tests.engine.conftest import Start, model_for
 from tests.engine.faults import FailingStore, Gate, OvertakenStore, before_forward, breakdown, slowed
 from tests.engine.ledger import WrittenTokens
@@ -256,12 +265,15 @@ def test_a_long_reply_that_lost_a_race_needs_no_second_room_in_the_context(start
     assert loser.sessions()[0].messages == 4
 
 
-def test_a_session_forgotten_in_the_middle_of_a_turn_begins_anew(start: Start, tmp_path: Path) -> None:
+def test_a_session_forgotten_in_the_middle_of_a_turn_stays_forgotten(start: Start, tmp_path: Path) -> None:
     store = OvertakenStore(tmp_path / "store.db")
     engine, other = start(store=store), start()
     reply(engine, "hi")
     store.overtaking = [lambda: other.forget("alice")]
-    reply(engine, "the cat")
+    with pytest.raises(SessionNotFoundError, match="was forgotten while this turn was under way"):
+        reply(engine, "the cat")
+    assert engine.sessions() == []
+    assert reply(engine, "the cat").snapshot is not None  # said again, it begins anew
     assert engine.sessions()[0].messages == 2
 
 

@@ -25,18 +25,23 @@ class Line:
         self.store = MemoryStore()
         self.head: Snapshot | None = None
 
-    def add(self, sizes: Sequence[int], *, roles: Sequence[Role] = (), texts: bool = True) -> None:
+    def add(
+        self, sizes: Sequence[int], *, roles: Sequence[Role] = (), texts: bool = True, thread: str = "main"
+    ) -> None:
         speakers = roles or ["user"] * len(sizes)
         entries = [self._entry(size, role, texts) for size, role in zip(sizes, speakers, strict=True)]
         head = self.head
+        own = self.store.thread(head.id, thread, last=1) if head else []
+        said, tokens = (own[-1].thread_messages, own[-1].thread_tokens) if own else (0, 0)
         self.head = Snapshot(
             id=uuid.uuid4().hex,
             parent=head.id if head else None,
             session="a",
-            thread="a",
+            thread=thread,
             turn=head.turn + 1 if head else 1,
             messages=(head.messages if head else 0) + len(sizes),
-            tokens=(head.tokens if head else 0) + sum(sizes),
+            thread_messages=said + len(sizes),
+            thread_tokens=tokens + sum(sizes),
             fingerprint="",
             created_at=datetime.now(UTC),
             state=b"state",
@@ -46,7 +51,7 @@ class Line:
         self.store.commit("a", self.head, expected=head.id if head else None)
 
     def window(self, *, recent: int, room: int = 10**9, new: int = 0, answers: bool = False) -> Window:
-        return load_window(self.store, self.head, recent=recent, room=room, new=new, answers=answers)
+        return load_window(self.store, self.head, "main", recent=recent, room=room, new=new, answers=answers)
 
     def _entry(self, tokens: int, role: str, texts: bool) -> Entry:
         message = Message.model_validate({"role": role, "content": "x"})
@@ -114,7 +119,7 @@ def test_a_turn_longer_than_a_quarter_of_the_room_is_not_cut_off_for_the_roundin
 
 
 def test_an_empty_line_has_an_empty_window() -> None:
-    assert load_window(MemoryStore(), None, recent=4, room=100) == Window(None, ())
+    assert load_window(MemoryStore(), None, "main", recent=4, room=100) == Window(None, (), ())
 
 
 @pytest.mark.parametrize("recent", [0, 1, 2])
@@ -145,3 +150,50 @@ def test_dropped_texts_are_behind_the_window() -> None:
     assert line.window(recent=100).position == 2
     line.add([5, 5], texts=False)
     assert line.window(recent=100).position == 6
+
+
+def texts(window: Window) -> tuple[int, int]:
+    return sum(len(t.entries) for t in window.earlier), sum(len(t.entries) for t in window.turns)
+
+
+def test_what_lies_before_another_threads_turn_is_shown_from_the_state_after_it() -> None:
+    line = Line()
+    line.add([5, 5])
+    line.add([5, 5], thread="other")
+    window = line.window(recent=8)
+    assert texts(window) == (2, 0)
+    assert window.start_id == line.head.id if line.head else None
+    line.add([5, 5])
+    line.add([5, 5])
+    window = line.window(recent=8)
+    assert texts(window) == (2, 4)
+    assert line.head is not None
+    assert window.start_id == line.store.line(line.head.id)[1].id
+
+
+def test_a_window_counts_the_messages_of_its_own_thread() -> None:
+    line = Line()
+    for _ in range(4):
+        line.add([5, 5])
+        line.add([5] * 7, thread="other")
+    window = line.window(recent=2)
+    assert (window.position, window.count, window.tokens) == (6, 8, 40)
+
+
+def test_where_the_state_before_a_turn_was_pruned_the_turn_is_only_shown() -> None:
+    line = Line()
+    for _ in range(4):
+        line.add([5, 5])
+    line.store.prune("a", keep=2)
+    window = line.window(recent=8)
+    assert texts(window) == (2, 2)
+    assert window.start_id == window.earlier[-1].id
+
+
+def test_a_part_of_a_thread_is_shown_up_to_a_message() -> None:
+    line = Line()
+    for _ in range(3):
+        line.add([5, 5])
+    window = load_window(line.store, line.head, "main", recent=8, room=100, until=3)
+    assert texts(window) == (3, 0)
+    assert window.start == line.head

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedModel, set_seed
 
 from deltamem_agents import DeltaMemModel, GenerationOptions
@@ -163,67 +161,3 @@ def test_long_prompts_are_fed_in_chunks() -> None:
 def test_sampler_takes_whatever_has_any_probability() -> None:
     options = GenerationOptions.parse({"temperature": 0.01, "seed": 0})
     assert Sampler(options, torch.device("cpu")).choose([1], torch.tensor([0.0, 50.0, 1.0])) == 1
-
-
-# --- text as it comes
-
-
-def streamed(text: str, stop: Sequence[str] = ()) -> tuple[list[str], TextStream]:
-    stream, pieces = TextStream(byte_tokenizer(), stop), list[str]()
-    for token in byte_tokenizer().encode(text, add_special_tokens=False):
-        pieces.append(stream.push(token))
-        if stream.stopped:
-            break
-    return [*pieces, stream.finish()], stream
-
-
-@given(st.text(max_size=40))
-def test_pieces_are_the_text_whatever_it_is(text: str) -> None:
-    pieces, stream = streamed(text)
-    assert "".join(pieces) == stream.text == text
-
-
-@pytest.mark.parametrize("text", ["naïve", "漢字かな", "🦊🦊 ok", "a\u0301", "x\ufffd y"])
-def test_unfinished_characters_are_held_back(text: str) -> None:
-    pieces, _ = streamed(text)
-    assert "".join(pieces) == text
-    assert "\ufffd" not in "".join(pieces).replace("x\ufffd y", "")
-
-
-def test_half_a_character_at_the_end_comes_out_as_what_it_is() -> None:
-    stream = TextStream(byte_tokenizer())
-    assert stream.push(byte_tokenizer().encode("字", add_special_tokens=False)[0]) == ""
-    assert stream.finish() == stream.text == "\ufffd"
-
-
-@given(
-    st.text("ENDab ", max_size=30), st.lists(st.sampled_from(["END", "E", "DD", "ND a", "ba", "the"]), max_size=3)
-)
-def test_a_stop_string_ends_the_text_before_it_and_is_never_shown(text: str, stop: list[str]) -> None:
-    pieces, stream = streamed(text, stop)
-    shown = ""
-    for piece in pieces:
-        shown += piece
-        assert not any(s in shown for s in stop)
-    assert shown == stream.text
-    assert text.startswith(shown)
-    assert stream.stopped == any(s in text for s in stop)
-    if not stream.stopped:
-        assert shown == text
-    else:
-        assert any(text[len(shown) :].startswith(s) for s in stop)
-
-
-def test_what_may_become_a_stop_string_waits() -> None:
-    stream = TextStream(byte_tokenizer(), ["END"])
-    tokens = byte_tokenizer().encode("aENENb", add_special_tokens=False)
-    assert [stream.push(t) for t in tokens] == ["a", "", "", "EN", "", "ENb"]
-
-
-def test_special_tokens_are_no_text() -> None:
-    pieces, stream = streamed("a<|im_start|>b")
-    assert "".join(pieces) == stream.text == "ab"
-
-
-def test_spaces_before_punctuation_stay() -> None:
-    assert "".join(streamed("so , it is n't . ok ?")[0]) == "so , it is n't . ok ?"

@@ -31,10 +31,18 @@ def entry(content: str) -> Entry:
 
 @pytest.fixture(scope="session")
 def child() -> Child:
-    """Makes the next turn of a session: child(parent, session, *texts), with fields to change by name."""
+    """Makes the next turn of a session: child(parent, session, *texts), with fields to change by name.
 
-    def make(parent: Snapshot | None, session: str, *texts: str, **changes: object) -> Snapshot:
+    The counts of a thread go on from the parent, if that is of the thread, or from `before`, its last turn on the line.
+    """
+
+    def make(
+        parent: Snapshot | None, session: str, *texts: str, before: Snapshot | None = None, **changes: object
+    ) -> Snapshot:
         id = uuid.uuid4().hex
+        thread = changes.get("thread", session)
+        if before is None and parent is not None and parent.thread == thread:
+            before = parent
         fields: dict[str, object] = {
             "id": id,
             "parent": parent.id if parent else None,
@@ -42,7 +50,8 @@ def child() -> Child:
             "thread": session,
             "turn": parent.turn + 1 if parent else 1,
             "messages": (parent.messages if parent else 0) + len(texts),
-            "tokens": (parent.tokens if parent else 0) + sum(map(len, texts)),
+            "thread_messages": (before.thread_messages if before else 0) + len(texts),
+            "thread_tokens": (before.thread_tokens if before else 0) + sum(map(len, texts)),
             "fingerprint": "model+adapter",
             "created_at": datetime.now(UTC),
             "state": f"state {id}".encode(),

@@ -26,9 +26,10 @@ from deltamem_agents.store import Entry, Snapshot, SQLStore
 def turn(parent, by):
     entry = Entry(role="user", digest="d", message_id=by, text="{}", tokens=2, written=True)
     return Snapshot(
-        id=uuid.uuid4().hex, parent=parent.id if parent else None, session="alice", thread="t", fingerprint="f",
+        id=uuid.uuid4().hex, parent=parent.id if parent else None, session="alice", thread="alice", fingerprint="f",
         turn=parent.turn + 1 if parent else 1, messages=parent.messages + 1 if parent else 1,
-        tokens=parent.tokens + 2 if parent else 2,
+        thread_messages=parent.thread_messages + 1 if parent else 1,
+        thread_tokens=parent.thread_tokens + 2 if parent else 2,
         created_at=datetime.now(UTC), state=b"state", entries=(entry,), kind="turn",
     )
 """
@@ -65,7 +66,7 @@ def on_disk(folder: Path, text: str) -> list[str]:
 def test_the_file_is_set_up_as_intended(path: Path) -> None:
     with SQLStore(path), closing(sqlite3.connect(path)) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("SELECT * FROM deltamem_meta").fetchall() == [("schema", "1")]
+        assert raw.execute("SELECT * FROM deltamem_meta").fetchall() == [("schema", "2")]
 
 
 def test_migrations_make_the_tables_that_queries_expect(path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     SQLStore(path).close()
     with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("UPDATE deltamem_meta SET value = '7'")
-    with pytest.raises(StoreError, match=r"schema version 7, expected at most 1: .* upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 7, expected at most 2: .* upgrade"):
         SQLStore(path)
 
 
@@ -266,7 +267,7 @@ def test_nothing_of_a_forgotten_session_is_left_on_the_disk(tmp_path: Path, path
             for name, head in heads.items():
                 words = [f"{name}-secret-{number}-{i} " * (1 + number * i) for i in range(3)]
                 turn = child(head, name, *words, state=f"{name}-secret-state ".encode() * 500)
-                store.commit(name, turn, expected=head.id if head else None, drop_text_before=turn.messages - 30)
+                store.commit(name, turn, expected=head.id if head else None)
                 heads[name] = turn
         assert on_disk(tmp_path, "alice")
         store.forget("alice")
@@ -277,12 +278,13 @@ def test_nothing_of_a_forgotten_session_is_left_on_the_disk(tmp_path: Path, path
     assert on_disk(tmp_path, "alice") == []
 
 
-def test_dropped_text_leaves_the_disk_when_the_store_is_closed(tmp_path: Path, path: Path, child: Child) -> None:
+def test_pruned_text_leaves_the_disk_when_the_store_is_closed(tmp_path: Path, path: Path, child: Child) -> None:
     with SQLStore(path) as store:
         first = child(None, "alice", *(f"secret-{number}" * 50 for number in range(50)))
         store.commit("alice", first, expected=None)
         assert on_disk(tmp_path, "secret-1")
-        store.commit("alice", child(first, "alice", "x"), expected=first.id, drop_text_before=50)
+        store.commit("alice", child(first, "alice", "x"), expected=first.id)
+        store.prune("alice", keep=1)
     assert on_disk(tmp_path, '"secret-') == []
 
 

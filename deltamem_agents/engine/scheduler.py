@@ -1,0 +1,120 @@
+"""One thread owns the model: it takes work in, decodes all replies under way together, and lets finished work go."""
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from deltamem_agents.errors import GenerationError
+from deltamem_agents.generation.decode import Decoder, Lane
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+CLOSED = "this engine is closed: make a new one"
+Emit = Callable[[str], None]
+Steps = Generator[Lane, None, T]
+"""Work as the model thread does it: it yields a lane to have it decoded, and returns its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[T_co]):
+    """A piece of work for the model thread."""
+
+    begin: Callable[[Emit, threading.Event], Steps[T_co]]
+    """Gets a function that takes text as it comes, and an event that is set when nobody waits any more."""
+    sessions: frozenset[str] = frozenset()
+    """It begins when all work on these that was queued before it is done."""
+    decodes: bool = False
+    """Whether it has a lane decoded."""
+
+
+@dataclass(slots=True, eq=False)
+class Job(Generic[T]):
+    """A task that somebody waits for."""
+
+    task: Task[T]
+    emit: Emit
+    cancelled: threading.Event
+    future: "Future[T]" = field(default_factory=Future)
+
+
+class Scheduler:
+    """Does work on a thread of its own, first come, first served for each session.
+
+    Between two steps of decoding it begins what can begin: so turns join those that decode already, and leave them
+    when they are complete.
+
+    Args:
+        decoder: decodes.
+        max_batch: how many lanes decode at once, at most.
+    """
+
+    def __init__(self, decoder: Decoder, *, max_batch: int) -> None:
+        assert max_batch > 0, "nothing could decode"
+        self._decoder, self._max_batch = decoder, max_batch
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="deltamem")
+        self._lock = threading.Lock()
+        self._waiting: list[Job[Any]] = []
+        self._running: dict[int, tuple[Job[Any], Steps[Any]]] = {}  # by the id of the lane; the model thread's own
+        self._awake = self._closed = False
+
+    def submit(self, *jobs: Job[Any]) -> None:
+        """Queues jobs, all at once."""
+        with self._lock:
+            if self._closed:
+                raise GenerationError(CLOSED)
+            if not self._awake:
+                try:
+                    self._thread.submit(self._work)
+                except RuntimeError as error:  # the interpreter is about to exit
+                    raise GenerationError(CLOSED) from error
+                self._awake = True
+            self._waiting += jobs
+
+    def close(self) -> None:
+        """Finishes what is queued and ends the thread."""
+        with self._lock:
+            self._closed = True
+        self._thread.shutdown(wait=True)
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while (jobs := self._next()) is not None:
+            for job in jobs:
+                if job.future.set_running_or_notify_cancel():
+                    self._go_on(job, job.task.begin(job.emit, job.cancelled))
+            for lane, error in self._decoder.step():
+                self._go_on(*self._running.pop(id(lane)), error)
+
+    def _next(self) -> Sequence[Job[Any]] | None:
+        """What can begin now, of what is queued at this moment; None when there is nothing left to do."""
+        with self._lock:
+            if not self._waiting and not self._running:
+                self._awake = False
+                return None
+            busy = {session for job, _ in self._running.values() for session in job.task.sessions}
+            room, ready, waiting = self._max_batch - len(self._running), list[Job[Any]](), list[Job[Any]]()
+            for job in self._waiting:
+                if busy.isdisjoint(job.task.sessions) and (room or not job.task.decodes):
+                    ready.append(job)
+                    room -= int(job.task.decodes)
+                else:
+                    waiting.append(job)
+                busy |= job.task.sessions  # what comes later waits for this one, whether it begins now or not
+            self._waiting = waiting
+            return ready
+
+    def _go_on(self, job: Job[Any], steps: Steps[Any], error: BaseException | None = None) -> None:
+        """Carries work on to its next lane or to its end."""
+        try:
+            lane = next(steps) if error is None else steps.throw(error)
+        except StopIteration as end:
+            job.future.set_result(end.value)
+        except BaseException as raised:
+            job.future.set_exception(raised)
+        else:
+            self._running[id(lane)] = job, steps
+            self._decoder.add(lane)

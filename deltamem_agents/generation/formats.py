@@ -1,0 +1,110 @@
+"""Formats that a whole reply can be held to."""
+
+import json
+import re
+from typing import Annotated, Literal, Self, TypeAlias
+
+from llguidance import LLMatcher
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from deltamem_agents.backbone.tools import constraining, schema_error
+
+
+class JsonObjectFormat(BaseModel):
+    """Any JSON object."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["json_object"]
+
+    @property
+    def lark(self) -> str:
+        """The format as an expression in a grammar."""
+        return json_expression({"type": "object"}, lenient=False)
+
+
+class NamedSchema(BaseModel):
+    """A JSON schema, as OpenAI's API wraps it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    body: dict[str, JsonValue] = Field(alias="schema")
+    """The schema."""
+    name: str | None = None
+    """For people; without effect."""
+    description: str | None = None
+    """For people; without effect."""
+    strict: bool | None = None
+    """False lets keywords pass that cannot be enforced; otherwise they are an error."""
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        if error := schema_error(self.body, lenient=self.strict is False):
+            raise ValueError(f"nothing can be generated for this schema: {error}")
+        return self
+
+
+class JsonSchemaFormat(BaseModel):
+    """JSON that is valid by a schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+    @property
+    def lark(self) -> str:
+        """The format as an expression in a grammar."""
+        return json_expression(self.json_schema.body, lenient=self.json_schema.strict is False)
+
+
+class RegexFormat(BaseModel):
+    """Text that a regular expression matches as a whole: Rust's syntax, without look-around."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["regex"]
+    regex: str
+
+    @property
+    def lark(self) -> str:
+        """The format as an expression in a grammar."""
+        escaped = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", self.regex, flags=re.DOTALL)
+        return f"/{escaped}/".replace("\n", r"\n")
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        if error := LLMatcher.validate_grammar(f"%llguidance {{}}\nstart: {self.lark}"):
+            raise ValueError(f"{self.regex!r} cannot be generated: {error}")
+        return self
+
+
+class LarkFormat(BaseModel):
+    """Text by a context-free grammar, in llguidance's dialect of Lark, beginning at `start`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["lark"]
+    grammar: str
+
+    @property
+    def lark(self) -> str:
+        """The format as an expression in a grammar."""
+        return f"%lark {{\n{self.grammar}\n}}"
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        if error := LLMatcher.validate_grammar(f"%llguidance {{}}\nstart: {self.lark}"):
+            raise ValueError(f"the grammar cannot be used: {error}")
+        return self
+
+
+ResponseFormat: TypeAlias = Annotated[
+    JsonObjectFormat | JsonSchemaFormat | RegexFormat | LarkFormat, Field(discriminator="type")
+]
+"""As in OpenAI's API: `{"type": "json_schema", "json_schema": {"schema": …}}`; also `regex` and `lark`."""
+
+
+def json_expression(schema: dict[str, JsonValue], *, lenient: bool) -> str:
+    """JSON by a schema, as an expression in a grammar."""
+    return f"%json {json.dumps(constraining(schema, lenient=lenient))}"

@@ -1,0 +1,135 @@
+"""A run's checkpoint: one file, whole or not there, with all that an exact continuation needs."""
+
+import io
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from deltamem_agents.adapter import DeltaMemAdapter
+from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
+from deltamem_agents.train.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that changes while training."""
+
+    recipe: str
+    """As JSON."""
+    step: int
+    """Optimiser steps done."""
+    position: int
+    """The planned step it is at: ahead of `step` when stages ended early."""
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, object]
+    seconds: float
+    """How long the steps took."""
+    rng: tuple[object, ...]
+    """Each process's `random.Random` state."""
+
+    def save(self, path: Path) -> None:
+        """Replaces the file at once; an error leaves the old one whole.
+
+        Raises:
+            TrainingError: it cannot be written, as when the disk is full.
+        """
+        buffer = io.BytesIO()
+        torch.save({name: getattr(self, name) for name in self.__slots__}, buffer)
+        partial = path.with_suffix(".tmp")
+        try:
+            with partial.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            kept = "the last one is still whole" if path.exists() else "there is none yet"
+            raise TrainingError(
+                f"the checkpoint of step {self.step} cannot be written to {path} ({error}): {kept}; make room and run "
+                "the same command again"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path, recipe: Recipe) -> "Checkpoint":
+        """Reads a checkpoint of this recipe.
+
+        Raises:
+            ConfigError: it is of another recipe: names the fields that differ.
+            TrainingError: it is damaged, or none.
+        """
+        content = _read(path)
+        try:
+            saved = cls(**content)  # type: ignore[arg-type]
+            old = Recipe.model_validate_json(saved.recipe)
+        except (TypeError, ValidationError) as error:
+            raise TrainingError(
+                f"{path} is not a checkpoint of this version ({error}): choose another output folder, and name this "
+                "file as init_adapter to go on from its weights"
+            ) from error
+        names = Recipe.model_fields.keys() - {"checkpoint_every", "licence"}
+        differing = sorted(name for name in names if getattr(old, name) != getattr(recipe, name))
+        if differing:
+            name = differing[0]
+            raise ConfigError(
+                f"{path} is of another recipe: {', '.join(differing)} differ, such as {name}: "
+                f"{getattr(old, name)!r} there and {getattr(recipe, name)!r} here; choose another output folder "
+                "(init_adapter goes on from its weights), or restore the recipe"
+            )
+        return saved
+
+
+def initial_adapter(recipe: Recipe, backbone: nn.Module) -> DeltaMemAdapter:
+    """The adapter a run starts from: fresh, or from the recipe's `init_adapter`.
+
+    Raises:
+        ConfigError: that adapter has other options than the recipe.
+        AdapterError: it doesn't fit the backbone, or cannot be read.
+        TrainingError: it is a damaged checkpoint.
+    """
+    path = recipe.init_adapter
+    adapter = DeltaMemAdapter.initialize(recipe.adapter, backbone, seed=recipe.seed)
+    if path is None:
+        return adapter
+    if path.is_file():
+        weights = _read(path).get("adapter")
+    else:
+        found = DeltaMemAdapter.from_pretrained(path)
+        found.sites_in(backbone)
+        if found.config != recipe.adapter:
+            wanted = dict(recipe.adapter)
+            names = [name for name, value in found.config if value != wanted[name]]
+            raise ConfigError(
+                f"init_adapter {path} differs from the recipe's adapter in {', '.join(names)}: make them the same"
+            )
+        weights = found.state_dict()
+    try:
+        adapter.load_state_dict(weights)  # type: ignore[arg-type]
+    except (RuntimeError, TypeError) as error:
+        raise AdapterError(f"init_adapter {path} does not fit the recipe's adapter and model: {error}") from error
+    return adapter
+
+
+def rng_from(state: object) -> random.Random:
+    """A generator in a state that went through a file."""
+    assert isinstance(state, (tuple, list))
+    version, internal, gauss = state
+    rng = random.Random()
+    rng.setstate((version, tuple(internal), gauss))
+    return rng
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises from many trees, pickle's among them
+        raise TrainingError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path} holds a {type(content).__name__}, expected a checkpoint")
+    return content

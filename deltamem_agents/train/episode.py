@@ -1,0 +1,117 @@
+"""An episode: what was said earlier, and a question that only the memory of it can answer. As data, and as files."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deltamem_agents.errors import TrainingError
+from deltamem_agents.messages import Message
+
+
+class Episode(BaseModel):
+    """One line of an episode file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    earlier: tuple[Message, ...] = Field(min_length=1)
+    """Messages that are written into the memory and are not in the prompt."""
+    window: tuple[Message, ...] = ()
+    """Messages that stay visible before the question."""
+    question: str = Field(min_length=1)
+    """The user's last message."""
+    answer: str = Field(min_length=1)
+    """The reply to learn."""
+    values: tuple[str, ...] = ()
+    """What any right answer contains."""
+    stale: tuple[str, ...] = ()
+    """What a wrong answer from the same conversation would contain: values since replaced or denied."""
+    talk: tuple[int, ...] = ()
+    """Positions in `earlier` that tell nothing worth keeping."""
+    tags: tuple[str, ...] = ()
+    """Free labels, for telling kinds apart."""
+
+    @property
+    def value(self) -> str:
+        """The first of `values`, or the whole answer where none is named."""
+        return self.values[0] if self.values else self.answer
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """What the model sees when it answers: the window and the question."""
+        return (*self.window, Message(role="user", content=self.question))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        absent = [v for v in self.values if not contains(self.answer, v)]
+        if absent:
+            raise ValueError(f"answer {self.answer!r} does not contain {absent[0]!r}, which values asks of it")
+        for position, message in enumerate(self.window):
+            shown = [v for v in self.values or (self.answer,) if contains(message.content, v)]
+            if shown:
+                raise ValueError(
+                    f"window message {position} shows {shown[0]!r}, so the answer needs no memory: move that message "
+                    "to earlier"
+                )
+        outside = [p for p in self.talk if not 0 <= p < len(self.earlier)]
+        if outside:
+            raise ValueError(f"talk names message {outside[0]}, but earlier has {len(self.earlier)}")
+        return self
+
+
+def contains(text: str, value: str) -> bool:
+    """Whether `value` stands in `text` on word boundaries, in any case."""
+    return re.search(rf"(?<!\w){re.escape(value.strip())}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def read_episodes(path: Path) -> list[Episode]:
+    """Reads a JSONL file, an episode a line; empty lines are skipped.
+
+    Raises:
+        TrainingError: the file is missing or empty, or a line is not an episode: names file, line and fields.
+    """
+    episodes = [_parse(path, number, line) for number, line in numbered_lines(path)]
+    if not episodes:
+        raise TrainingError(f"{path} holds no episodes: expected one JSON object a line")
+    return episodes
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1.
+
+    Raises:
+        TrainingError: the file is missing or not UTF-8 text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} cannot be read ({error}): expected a UTF-8 text file; check the path") from error
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse(path: Path, number: int, line: str) -> Episode:
+    try:
+        return Episode.model_validate_json(line)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'episode'}: {e['msg']}" for e in error.errors())
+        raise TrainingError(
+            f"{path}, line {number} is not an episode ({found}): expected earlier, question and answer, and perhaps "
+            "window, values, stale, talk and tags"
+        ) from error
+
+
+def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
+    """Writes a JSONL file that `read_episodes` reads.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for episode in episodes:
+                file.write(episode.model_dump_json(exclude_defaults=True) + "\n")
+    except OSError as error:
+        raise TrainingError(f"the episodes cannot be written to {path}: {error}") from error

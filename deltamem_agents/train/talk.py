@@ -1,0 +1,96 @@
+"""Other talk: what is said besides facts, of any length."""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deltamem_agents.errors import TrainingError
+from deltamem_agents.train.facts import holds_held_out_word
+
+ACKNOWLEDGEMENTS = (
+    "Got it.", "Thanks for telling me.", "That's nice to know.", "Okay, noted.", "Great!", "Nice to hear that.",
+    "I see. How can I help you today?", "That sounds wonderful!", "Thank you for sharing that with me.",
+)  # fmt: skip
+
+SMALL_TALK = (
+    "How are you today?", "The weather is lovely this morning.", "What is the capital of France?", "Tell me a joke.",
+    "I slept badly last night.", "Can you recommend a good movie?", "It rained all day yesterday.", "Thanks a lot!",
+    "What is two plus two?", "I am a bit tired.", "Do you like music?", "Let's talk about something else.",
+    "Good morning!", "How does a bicycle work?", "What should I cook tonight?", "My train was late again.",
+    "I read the news today.", "Why is the sky blue?", "Write a short sentence about autumn.", "That is interesting.",
+    "What can you do?", "Give me a tip for staying healthy.", "I went to the market this morning.",
+    "How do plants grow?", "Explain gravity.", "The bus was very crowded.", "Who wrote Romeo and Juliet?",
+    "Name three fruits.", "I watched a film last night.", "What is a computer?", "How long is a marathon?",
+    "Can you help me with my homework?", "My neighbour is very loud.",
+)  # fmt: skip
+
+_SUBJECTS = (
+    "The old man", "A tall woman", "The children", "Our guest", "The postman", "Some people", "A student", "The crowd",
+    "Somebody", "The driver", "A young couple", "The waiter", "Two tourists", "The manager", "A stranger", "They",
+)  # fmt: skip
+_VERBS = (
+    "looked at", "talked about", "forgot", "found", "carried", "bought", "sold", "left behind", "asked for", "repaired",
+    "cleaned", "waited for", "laughed about", "moved", "wrote about", "pointed at",
+)  # fmt: skip
+_OBJECTS = (
+    "the broken chair", "a heavy box", "the new house", "an old map", "the long list", "a cup", "the evening news",
+    "a pair of shoes", "the last train", "a small table", "the wet umbrella", "the open door", "a strange noise",
+    "the garden fence", "a pile of papers", "the empty bottle",
+)  # fmt: skip
+_TIMES = (
+    "yesterday", "in the morning", "after lunch", "before the rain came", "on the way home", "late at night",
+    "last week", "without a word", "for the second time", "near the station", "behind the house", "at the party",
+)  # fmt: skip
+
+
+def rough_tokens(text: str) -> int:
+    """About how many tokens a chat message costs: four for three words, and what the template puts around it."""
+    return len(text.split()) * 4 // 3 + 6
+
+
+class Talk:
+    """Sentences that tell nothing about anybody who is asked for.
+
+    Args:
+        sentences: more of them, beside the built-in ones.
+        count: how many tokens a message costs.
+    """
+
+    def __init__(self, sentences: Sequence[str] = (), *, count: Callable[[str], int] = rough_tokens) -> None:
+        self.sentences = tuple(sentences)
+        self.count = count
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, count: Callable[[str], int] = rough_tokens) -> "Talk":
+        """With the sentences of a folder's `.txt` files, those left out that hold a held-out word.
+
+        Raises:
+            TrainingError: the folder is missing, or holds no usable sentence.
+        """
+        paths = sorted(folder.rglob("*.txt"))
+        text = "\n".join(p.read_text(encoding="utf-8", errors="replace") for p in paths)
+        found = [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n+", text)]
+        sentences = [s for s in found if 20 <= len(s) <= 300 and not holds_held_out_word(s)]
+        if not sentences:
+            raise TrainingError(
+                f"no sentences of other talk in {folder} ({len(paths)} .txt files): expected plain text files; check "
+                "the path, or leave it out"
+            )
+        return cls(sentences, count=count)
+
+    def sentence(self, rng: random.Random) -> str:
+        """One sentence, given or built in."""
+        if self.sentences and rng.random() < 0.7:
+            return rng.choice(self.sentences)
+        if rng.random() < 0.3:
+            return rng.choice(SMALL_TALK)
+        return " ".join(rng.choice(part) for part in (_SUBJECTS, _VERBS, _OBJECTS, _TIMES)) + "."
+
+    def messages(self, tokens: int, rng: random.Random) -> list[str]:
+        """Messages of one to four sentences that together cost `tokens` tokens or a few more."""
+        messages: list[str] = []
+        while tokens > 0:
+            messages.append(" ".join(self.sentence(rng) for _ in range(rng.randint(1, 4))))
+            tokens -= self.count(messages[-1])
+        return messages

@@ -1,0 +1,219 @@
+"""The training loop: draws, learns, evaluates, writes checkpoints, goes on where a stopped run left off.
+
+The backbone stays frozen. An episode's earlier messages are written into the memory; then a question is answered with
+those messages not in the prompt. Several processes, as `accelerate launch` starts them, draw different episodes and
+average their gradients.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.errors import ConfigError, TrainingError
+from deltamem_agents.train.card import model_card
+from deltamem_agents.train.checkpoint import Checkpoint, initial_adapter, rng_from
+from deltamem_agents.train.data import TrainingData
+from deltamem_agents.train.episode import write_episodes
+from deltamem_agents.train.facts import Values, training_vocabulary
+from deltamem_agents.train.objective import Batch, Objective
+from deltamem_agents.train.recipe import Recipe
+from deltamem_agents.train.runlog import Record, RunLog
+
+
+class Trainer:
+    """One run in one output folder.
+
+    Args:
+        recipe: how to train.
+        backbone: the model; moved to the accelerator's device and frozen.
+        tokenizer: its tokenizer.
+        output: folder for checkpoint, log and adapter; a run in it is resumed.
+        accelerator: of this process; None makes one.
+
+    Raises:
+        TrainingError: the recipe's data is missing or malformed, or a checkpoint in `output` is damaged.
+        ConfigError: a checkpoint in `output` is of another recipe.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        output: Path,
+        *,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.recipe, self.output = recipe, output
+        self.accelerator = accelerator or Accelerator()
+        backbone = backbone.to(self.accelerator.device).eval()
+        values = Values(training_vocabulary(tokenizer))
+        data = TrainingData.load(recipe.data, values, count=lambda text: len(tokenizer.encode(text)) + 5)
+        adapter = initial_adapter(recipe, backbone).to(self.accelerator.device)
+        self.model = DeltaMemModel(backbone, adapter)
+        self.objective = Objective(recipe, self.model, tokenizer, data)
+        o = recipe.optimiser
+        self.optimizer = torch.optim.AdamW(
+            adapter.parameters(), lr=o.learning_rate, betas=o.betas, weight_decay=o.weight_decay
+        )
+        process = self.accelerator.process_index
+        self.rng = random.Random(recipe.seed if process == 0 else f"{recipe.seed} {process}")
+        self.step = self.position = 0
+        self.seconds = 0.0
+        self.figures: Record = {}
+        output.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def stage(self) -> int:
+        """Index of the current stage; that of the last one at the end."""
+        return self.recipe.stage(min(self.position, self.recipe.steps - 1))
+
+    def run(self, *, until: int | None = None, progress: Callable[[Record], None] | None = None) -> Record:
+        """Trains to the last step, or until `until` steps are done; then the adapter is in `output/adapter`.
+
+        Args:
+            until: how many steps in all; None: those of the recipe.
+            progress: called with the figures of each step.
+
+        Returns:
+            The last evaluation.
+
+        Raises:
+            TrainingError: the loss is not finite, or a file cannot be written; the last checkpoint is whole.
+        """
+        log = RunLog(self.output, step=self.step) if self.accelerator.is_main_process else None
+        try:
+            while not self._done(until):
+                record = self._one_step()
+                due = self.step % self.recipe.evaluate_every == 0
+                if due or self._done(until):
+                    record |= self.evaluate()
+                if due:
+                    self._advance(record["recall"])
+                if log is not None:
+                    log.write(record)
+                if self.step % self.recipe.checkpoint_every == 0 or self._done(until):
+                    self._checkpoint()
+                if progress is not None:
+                    progress(record)
+        finally:
+            if log is not None:
+                log.close()
+        if self.accelerator.is_main_process:
+            self._save_adapter()
+        return self.figures
+
+    def evaluate(self) -> Record:
+        """Exact answers on held-out phrasings and values, from the own memory and from another's."""
+        recipe, objective = self.recipe, self.objective
+        stage = recipe.stages[self.stage]
+        figures: Record = {}
+        for name, mix in {"recall": stage, **recipe.evaluation}.items():
+            rng = random.Random(f"evaluate {name}")
+            mix = mix.model_copy(update={"replies": mix.replies or (mix is stage and stage.together > 0.5)})
+            drawn = [objective.data.generate(mix, rng, split="test") for _ in range(recipe.evaluate_episodes)]
+            figures[name], figures[f"{name}_swapped"] = objective.recall(drawn, together=mix.replies)
+        self.figures = figures
+        return dict(figures)
+
+    def _done(self, until: int | None) -> bool:
+        return self.position >= self.recipe.steps or (until is not None and self.step >= until)
+
+    def _advance(self, recall: float) -> None:
+        """Ends the stage when it is learnt."""
+        above = self.recipe.stages[self.stage].above
+        if above is not None and recall > above:
+            self.position = max(self.position, self.recipe.start(self.stage + 1))
+
+    def _one_step(self) -> Record:
+        recipe, started = self.recipe, time.monotonic()
+        rate, stage = recipe.rate(self.position), self.stage
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        figures: Record = {}
+        batches: list[Batch] = []
+        for _ in range(recipe.accumulate):
+            batches.append(self.objective.draw(self.position, self.rng))
+            loss, found = self.objective(batches[-1])
+            self._check("loss", loss, batches)
+            (loss / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+            found["loss"] = loss.item()
+            for name, value in found.items():
+                figures[name] = figures.get(name, 0.0) + value / recipe.accumulate
+        parameters = [p for p in self.model.adapter.parameters() if p.grad is not None]
+        if self.accelerator.num_processes > 1:
+            for p in parameters:
+                p.grad = self.accelerator.reduce(p.grad, reduction="mean")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.optimiser.clip)
+        self._check("gradient's norm", norm, batches)
+        self.optimizer.step()
+        self.step += 1
+        self.position += 1
+        seconds = time.monotonic() - started
+        self.seconds += seconds
+        figures |= {"grad_norm": norm.item(), "rate": rate, "seconds": seconds}
+        return {"step": self.step, "stage": stage, **figures}
+
+    def _check(self, what: str, number: torch.Tensor, batches: list[Batch]) -> None:
+        if torch.isfinite(number):
+            return
+        path = self.output / "failed-batch.jsonl"
+        episodes = [e for batch in batches for e in batch.episodes]
+        write_episodes(path, episodes)
+        kept = self.output / "checkpoint.pt"
+        found = f"the last good checkpoint is {kept}" if kept.exists() else "there was no checkpoint yet"
+        raise TrainingError(
+            f"the {what} is {number.item()} at step {self.step + 1}, expected a finite number; its batch of "
+            f"{len(episodes)} episodes, of which the first asks {episodes[0].question!r}, is in {path}; {found}: look "
+            "at the batch, lower the learning rate, and go on in another output folder with init_adapter"
+        )
+
+    def _save_adapter(self) -> None:
+        folder = self.output / "adapter"
+        self.model.adapter.save_pretrained(folder, dtype=torch.float16)
+        if not self.figures:
+            self.evaluate()
+        card = model_card(self.recipe, self.model.adapter, self.figures, steps=self.step, seconds=self.seconds)
+        try:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"the model card cannot be written to {folder}: {error}") from error
+
+    def _checkpoint(self) -> None:
+        states = gather_object([self.rng.getstate()])
+        if self.accelerator.is_main_process:
+            Checkpoint(
+                recipe=self.recipe.model_dump_json(),
+                step=self.step,
+                position=self.position,
+                adapter=self.model.adapter.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                seconds=self.seconds,
+                rng=tuple(states),
+            ).save(self.output / "checkpoint.pt")
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        path = self.output / "checkpoint.pt"
+        if not path.exists():
+            return
+        saved = Checkpoint.load(path, self.recipe)
+        processes = self.accelerator.num_processes
+        if len(saved.rng) != processes:
+            raise ConfigError(
+                f"{path} is of a run with {len(saved.rng)} processes, this one has {processes}: start as many, or "
+                "choose another output folder and name this checkpoint as init_adapter"
+            )
+        self.model.adapter.load_state_dict(saved.adapter)
+        self.optimizer.load_state_dict(saved.optimizer)  # type: ignore[arg-type]
+        self.rng = rng_from(saved.rng[self.accelerator.process_index])
+        self.step, self.position, self.seconds = saved.step, saved.position, saved.seconds

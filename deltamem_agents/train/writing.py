@@ -1,0 +1,145 @@
+"""Memories that conversations leave behind, differentiable in the adapter."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from deltamem_agents.backbone.spans import sentence_spans
+from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.layer import DeltaMemLayer
+from deltamem_agents.messages import Message
+from deltamem_agents.state import MemoryState
+from deltamem_agents.train.features import Features, TokenRow
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Memories, and how far the write gates opened for them."""
+
+    state: MemoryState
+    beta: Tensor
+    """float32 [B, W]: β of each written token, the mean over layers and gates."""
+    on: Tensor
+    """bool [B, W]: which of them are tokens, not padding."""
+    talk: Tensor
+    """bool [B, W]: which belong to messages that tell nothing."""
+
+
+def write_memories(
+    features: Features,
+    template: ChatTemplate,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    together: bool,
+    talk: Sequence[Sequence[int]] | None = None,
+    gate_gradients: bool = False,
+) -> Written:
+    """The memories that the conversations leave behind.
+
+    Features come from the frozen backbone alone, reads off, which is what makes training cheap; only the gates and the
+    recurrence are on the tape. Written are the messages of the adapter's `absorb_roles`.
+
+    Args:
+        features: of the model whose adapter learns.
+        template: renders the messages.
+        conversations: one per row of the result.
+        together: whether a message is encoded after the others of its conversation, behind the template's own system
+            prompt, or by itself; features of single messages may be cached.
+        talk: for each conversation, positions of messages that tell nothing.
+        gate_gradients: whether `beta` is on the tape.
+    """
+    config = features.model.adapter.config
+    device = features.model.device
+    idle = [set(t) for t in talk] if talk else [set[int]()] * len(conversations)
+    rendered = [
+        (_render_together if together else _render_apart)(template, messages, config.absorb_roles)
+        for messages in conversations
+    ]
+    rows = [row for parts in rendered for row in parts]
+    if together:
+        found = features.of([r.ids for r in rows], keep=[torch.tensor(r.positions, dtype=torch.long) for r in rows])
+    else:
+        found = features.of([r.ids for r in rows])
+    pieces = iter(found)
+    hidden, spans, told_nothing = [], [], []
+    for parts, silent in zip(rendered, idle, strict=True):
+        hidden.append(torch.cat([next(pieces) for _ in parts]) if parts else _nothing(features))
+        messages_of = [m for part in parts for m in part.messages]
+        spans.append(torch.tensor(_span_ids(template, parts, config.write_granularity), dtype=torch.long))
+        told_nothing.append(torch.tensor([m in silent for m in messages_of], dtype=torch.bool))
+    inputs = pad_sequence(hidden, batch_first=True)  # [B, W, layers, H]
+    on = pad_sequence([torch.ones(len(h), dtype=torch.bool) for h in hidden], batch_first=True).to(device)
+    span_ids = pad_sequence(spans, batch_first=True, padding_value=-1).to(device) if config.spans else None
+    states = features.model.zero_state(len(conversations)).tensor
+    new, betas = [], []
+    for number, layer in enumerate(features.model.adapter.layers.values()):
+        x = inputs[:, :, number].to(layer.in_proj.dtype)
+        new.append(layer(x, states[:, number], write=on, spans=span_ids)[1])
+        with nullcontext() if gate_gradients else torch.no_grad():
+            betas.append(write_gate(layer, x))
+    beta = torch.stack(betas).mean(0) * on
+    return Written(
+        MemoryState(torch.stack(new, 1)), beta, on, pad_sequence(told_nothing, batch_first=True).to(device)
+    )
+
+
+def write_gate(layer: DeltaMemLayer, hidden: Tensor) -> Tensor:
+    """β of each token, the mean over a layer's gates: hidden [B, T, H] -> float32 [B, T]."""
+    start, gates = 3 * layer.config.width, layer.config.gates
+    raw = F.linear(hidden.to(layer.in_proj.dtype), layer.in_proj[start : start + gates]) + layer.gate_bias[:gates]
+    return torch.sigmoid(raw.float()).mean(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A forward row, its positions that are written, and the message each of those belongs to."""
+
+    ids: TokenRow
+    positions: list[int]
+    messages: list[int]
+
+
+def _render_apart(template: ChatTemplate, messages: Sequence[Message], roles: Sequence[str]) -> list[_Row]:
+    rows = []
+    for number, message in enumerate(messages):
+        if message.role in roles:
+            ids = tuple(i for s in template.render([message]) if s.message is not None for i in s.ids)
+            rows.append(_Row(ids, list(range(len(ids))), [number] * len(ids)))
+    return rows
+
+
+def _render_together(template: ChatTemplate, messages: Sequence[Message], roles: Sequence[str]) -> list[_Row]:
+    ids: list[int] = []
+    positions: list[int] = []
+    owners: list[int] = []
+    for segment in template.render(messages):
+        if segment.message is not None and messages[segment.message].role in roles:
+            positions += range(len(ids), len(ids) + len(segment.ids))
+            owners += [segment.message] * len(segment.ids)
+        ids += segment.ids
+    return [_Row(tuple(ids), positions, owners)]
+
+
+def _span_ids(template: ChatTemplate, parts: Sequence[_Row], granularity: str) -> list[int]:
+    """Numbers the spans of a conversation's written tokens: one for each message, or for each sentence."""
+    spans: list[int] = []
+    tokens = [(m, row.ids[p]) for row in parts for p, m in zip(row.positions, row.messages, strict=True)]
+    for message in dict.fromkeys(m for m, _ in tokens):
+        ids = [i for m, i in tokens if m == message]
+        sentences = [0] * len(ids)
+        if granularity == "sentence_mean":
+            sentences = list(sentence_spans([str(template.tokenizer.decode([i])) for i in ids]))
+        start = spans[-1] + 1 if spans else 0
+        spans += [start + s for s in sentences]
+    return spans
+
+
+def _nothing(features: Features) -> Tensor:
+    model = features.model
+    hidden = next(iter(model.adapter.layers.values())).shape.hidden
+    return torch.zeros(0, len(features.modules), hidden, dtype=model.backbone.dtype, device=model.device)

@@ -1,0 +1,347 @@
+"""Reading a memory: measures on constructed states, and what a turn wrote against the state that it left."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deltamem_agents import (
+    DeltaMemEngine,
+    DeltaMemModel,
+    FingerprintError,
+    MemoryState,
+    Message,
+    SessionNotFoundError,
+)
+from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.engine.inspection import (
+    MemoryView,
+    directions_in_use,
+    head_norms,
+    inspect_session,
+    replaced_share,
+    stored_view,
+)
+from deltamem_agents.engine.last_turn import LastTurn
+from deltamem_agents.engine.prompts import PromptWriter
+from tests.engine.conftest import model_for
+
+Start = Callable[..., DeltaMemEngine]
+
+
+def states(*matrices: list[list[float]]) -> Tensor:
+    """One layer with a head for each matrix."""
+    return torch.tensor([matrices])
+
+
+def inspect(engine: DeltaMemEngine, session: str, **options: object) -> MemoryView:
+    writer = PromptWriter(ChatTemplate(engine.tokenizer), engine.model.adapter.config)
+    options = {"fingerprint": engine.fingerprint, **options}
+    return inspect_session(engine.model, engine.store, writer, session, **options)  # type: ignore[arg-type]
+
+
+def last_of(view: MemoryView) -> LastTurn:
+    assert view.last is not None
+    return view.last
+
+
+def say(engine: DeltaMemEngine, *texts: str, session: str = "alice", **options: object) -> None:
+    for text in texts:
+        engine.generate([{"role": "user", "content": text}], session=session, max_new_tokens=6, **options)  # type: ignore[arg-type]
+
+
+# --- measures
+
+
+E1, E2 = [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]
+BOTH, NONE = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_heads_norm_and_directions() -> None:
+    state = states([[3.0, 0.0], [0.0, 4.0]], NONE, [[5.0, 5.0], [5.0, 5.0]], [[0.0, 2.0], [2.0, 0.0]])
+
+    assert head_norms(state).tolist() == [[5.0, 0.0, 10.0, pytest.approx(8**0.5)]]
+    spread = (9 + 16) ** 2 / (81 + 256)
+    assert directions_in_use(state)[0].tolist() == pytest.approx([spread, 0.0, 1.0, 2.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "share"),
+    [
+        (E1, E1, 0.0),
+        (E1, [[0.1, 0.0], [0.0, 0.0]], 0.0),
+        (E1, E2, 1.0),
+        (E1, BOTH, 0.5),
+        (E1, [[-1.0, 0.0], [0.0, 0.0]], 1.0),
+        (NONE, E1, 1.0),
+        (E1, NONE, 0.0),
+        (NONE, NONE, 0.0),
+    ],
+    ids=["same", "faded", "overwritten", "added", "turned round", "from zero", "to zero", "nothing"],
+)
+def test_the_share_that_was_replaced(then: list[list[float]], now: list[list[float]], share: float) -> None:
+    assert replaced_share(states(now), states(then)) == pytest.approx(share)
+
+
+def test_heads_fade_each_at_its_own_pace_and_count_by_their_energy() -> None:
+    then = states(E1, E1)
+    assert replaced_share(states([[0.5, 0.0], [0.0, 0.0]], [[0.1, 0.0], [0.0, 0.0]]), then) == pytest.approx(0.0)
+    assert replaced_share(states([[3.0, 0.0], [0.0, 0.0]], E2), then) == pytest.approx(0.1)
+
+
+@given(seed=st.integers(0, 2**31), new=st.floats(0, 10), size=st.floats(1e-3, 1e3))
+def test_the_share_is_between_0_and_1_and_knows_no_scale(seed: int, new: float, size: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    then, written = torch.randn(2, 3, 2, 4, 4, generator=generator)
+    share = replaced_share(then + new * written, then)
+
+    assert 0 <= share <= 1
+    assert replaced_share(size * (then + new * written), then) == pytest.approx(share, abs=1e-5)
+    assert replaced_share(then + 2 * new * written, then) >= share - 0.2
+
+
+# --- a store's memories
+
+
+def test_a_view_without_a_model(engine: DeltaMemEngine) -> None:
+    say(engine, "one", "two", "three", "four", "five")
+    line = engine.store.line(engine.store.session("alice").head)  # type: ignore[union-attr, arg-type]
+    tensors = [MemoryState.from_bytes(engine.store.snapshot(turn.id).state).tensor[0] for turn in line]
+
+    view = stored_view(engine.store, "alice")
+
+    assert (view.session, view.snapshot, view.turns, view.messages, view.rank) == ("alice", line[-1].id, 5, 10, 4)
+    assert view.norms == tuple(map(tuple, tensors[-1].norm(dim=(2, 3)).tolist()))
+    assert all(1 <= used <= 4 for layer in view.directions for used in layer)
+    assert view.replaced == {
+        1: replaced_share(tensors[-1], tensors[-2]),
+        4: replaced_share(tensors[-1], tensors[0]),
+    }
+    assert view.last is None
+
+
+def test_everything_is_new_since_the_beginning(engine: DeltaMemEngine) -> None:
+    say(engine, "one")
+    assert stored_view(engine.store, "alice").replaced == {1: 1.0}
+
+
+def test_a_pruned_line_tells_what_it_still_can(engine: DeltaMemEngine) -> None:
+    say(engine, "one", "two", "three", "four")
+    engine.store.prune("alice", keep=2)
+    assert list(stored_view(engine.store, "alice").replaced) == [1]
+
+    engine.store.prune("alice", keep=1)
+    assert stored_view(engine.store, "alice").replaced == {}
+    (user, _) = last_of(inspect(engine, "alice")).messages
+    assert (user.written, user.writes) == (True, None)
+
+
+def test_a_session_without_a_head_is_empty(engine: DeltaMemEngine) -> None:
+    say(engine, "one")
+    head = engine.store.session("alice").head  # type: ignore[union-attr]
+    engine.store.move_head("alice", None, expected=head)
+
+    view = inspect(engine, "alice")
+
+    assert (view.snapshot, view.norms, view.replaced, view.last) == (None, (), {}, None)
+
+
+def test_an_unknown_session_is_an_error(engine: DeltaMemEngine) -> None:
+    with pytest.raises(SessionNotFoundError, match="bob"):
+        inspect(engine, "bob")
+
+
+def test_a_session_of_another_model_is_an_error(engine: DeltaMemEngine) -> None:
+    say(engine, "one")
+    with pytest.raises(FingerprintError, match="rebuild"):
+        inspect(engine, "alice", fingerprint="other")
+    assert inspect(engine, "alice", fingerprint="other", writes=False).turns == 1
+
+
+# --- what was written last
+
+ALL = ("user", "assistant", "tool")
+KINDS = {
+    "token": {},
+    "replies too": {"roles": ALL},
+    "message spans": {"roles": ALL, "granularity": "message_mean"},
+    "sentence spans": {"granularity": "sentence_mean"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("turns", [1, 3])
+def test_the_run_comes_to_the_stored_state(start: Start, kind: str, turns: int) -> None:
+    engine = start(model_for(**KINDS[kind]))  # type: ignore[arg-type]
+    say(engine, *["Tom is a cat. He purrs.", "Really?", "His dish\nis red. Yes! He is."][:turns])
+
+    last = last_of(inspect(engine, "alice"))
+
+    assert last.drift is not None
+    assert last.drift < 1e-3
+
+
+def test_the_run_starts_where_the_turns_window_did(start: Start) -> None:
+    engine = start(recent_messages=2)
+    say(engine, *"abcdefg")
+    drift = last_of(inspect(engine, "alice", recent_messages=2)).drift
+    assert drift is not None
+    assert drift < 1e-3
+
+
+def test_the_run_undoes_no_other_thread(engine: DeltaMemEngine) -> None:
+    for n, thread in enumerate(("phone", "desk", "phone", "phone")):
+        say(engine, f"word {n}", thread=thread)
+    last = last_of(inspect(engine, "alice"))
+    assert last.drift is not None
+    assert last.drift < 1e-3
+    assert last.messages[0].writes is not None
+    assert "word 3" in "".join(write.text for write in last.messages[0].writes)
+
+
+def test_a_run_that_lacks_the_system_prompt_says_how_far_off_it_is(engine: DeltaMemEngine) -> None:
+    told = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Hi."}]
+    engine.generate(told, session="alice", max_new_tokens=4)
+    drift = last_of(inspect(engine, "alice")).drift
+    assert drift is not None
+    assert 1e-3 < drift < 2
+
+
+def test_writes_are_the_tokens_of_the_written_messages(engine: DeltaMemEngine) -> None:
+    say(engine, "one", "the cat")
+
+    user, reply = last_of(inspect(engine, "alice")).messages
+
+    assert user.writes is not None
+    assert "".join(write.text for write in user.writes) == "<|im_start|>user\nthe cat<|im_end|>\n"
+    assert {write.tokens for write in user.writes} == {1}
+    assert user.written
+    assert user.strength == pytest.approx(sum(write.strength for write in user.writes))
+    assert (reply.role, reply.written, reply.writes, reply.strength) == ("assistant", False, (), 0)
+
+
+def test_a_span_is_one_write(start: Start) -> None:
+    engine = start(model_for(granularity="sentence_mean"))
+    say(engine, "Tom is a cat. He purrs.")
+
+    (user, _) = last_of(inspect(engine, "alice")).messages
+
+    assert user.writes is not None
+    assert [write.text for write in user.writes] == ["<|im_start|>user\n", "Tom is a cat.", " He purrs.<|im_end|>\n"]
+    assert sum(write.tokens for write in user.writes) > 3
+
+
+def test_strengths_and_gates_are_those_of_the_layers(start: Start) -> None:
+    """Against the gates and the state, a token at a time, from one forward that shows each layer its inputs."""
+    model = model_for(roles=ALL)
+    engine = start(model)
+    say(engine, "the cat")
+    last = last_of(inspect(engine, "alice"))
+    writes = [write for message in last.messages for write in message.writes or ()]
+
+    layers, seen = list(model.adapter.layers.values()), {}
+    hooks = [layer.register_forward_hook(lambda m, args, out: seen.update({m: args[0]})) for layer in layers]
+    replayed(engine, model)
+    for hook in hooks:
+        hook.remove()
+    strengths, betas, lams = [], [], []
+    for layer in layers:
+        written = seen[layer][:, -len(writes) :]
+        _, k, v, keep, erase, beta = layer._gates(written @ layer.in_proj.T, None)
+        k, v, keep, erase, beta = (t.detach() for t in (k, v, keep, erase, beta))
+        state, changes = torch.zeros(1, 2, 4, 4), []
+        for t in range(len(writes)):
+            kept = keep[:, t, :, :, None] * state
+            recalled = (state @ k[:, t, :, :, None])[..., 0]
+            after = kept + (beta[:, t] * v[:, t] - erase[:, t] * recalled)[..., None] * k[:, t, :, None, :]
+            changes.append(float((after - state).norm() / after.norm()))
+            state = after
+        strengths.append(changes)
+        betas.append(beta.mean((0, 2, 3)))
+        lams.append(keep.mean((0, 2, 3)))
+
+    assert [write.strength for write in writes] == pytest.approx(torch.tensor(strengths).mean(0).tolist(), abs=1e-4)
+    assert [write.write_gate for write in writes] == pytest.approx(torch.stack(betas).mean(0).tolist(), abs=1e-4)
+    assert [write.keep_gate for write in writes] == pytest.approx(torch.stack(lams).mean(0).tolist(), abs=1e-4)
+    assert last.write_gates == pytest.approx([float(beta.mean()) for beta in betas], abs=1e-4)
+    assert last.keep_gates == pytest.approx([float(lam.mean()) for lam in lams], abs=1e-4)
+    assert writes[0].strength == pytest.approx(1.0)  # all of the state is its first write
+
+
+def replayed(engine: DeltaMemEngine, model: DeltaMemModel) -> None:
+    """The conversation of a session as one forward."""
+    (turn,) = engine.store.line(engine.store.session("alice").head)  # type: ignore[union-attr, arg-type]
+    messages = [Message.model_validate_json(entry.text or "") for entry in turn.entries]
+    rendered = PromptWriter(ChatTemplate(engine.tokenizer), model.adapter.config).render((), messages, write=True)
+    on = [piece.write for piece in rendered.pieces for _ in piece.ids]
+    with torch.no_grad():
+        model(torch.tensor([rendered.ids]), write=torch.tensor([on]))
+
+
+def test_absorbed_messages_are_told_apart(engine: DeltaMemEngine) -> None:
+    engine.absorb([{"role": "user", "content": "one"}, {"role": "tool", "content": "two"}], session="alice")
+    user, tool = last_of(inspect(engine, "alice")).messages
+    for message, text in ((user, "one"), (tool, "two")):
+        assert message.writes is not None
+        assert text in "".join(write.text for write in message.writes)
+
+
+def test_a_turn_longer_than_the_context_is_run_in_parts(start: Start) -> None:
+    engine = start(model_for(context=128))
+    engine.absorb([{"role": "user", "content": f"{n} is a number, and a long one"} for n in range(6)], session="alice")
+
+    last = last_of(inspect(engine, "alice"))
+
+    assert all(message.writes for message in last.messages)
+    assert last.drift is not None
+    assert last.drift < 1e-3
+
+
+def test_texts_that_are_not_kept(start: Start) -> None:
+    engine = start(transcript="none")
+    say(engine, "one")
+
+    last = last_of(inspect(engine, "alice"))
+
+    assert [(m.role, m.written, m.writes, m.strength) for m in last.messages] == [
+        ("user", True, None, None),
+        ("assistant", False, None, None),
+    ]
+    assert (last.write_gates, last.keep_gates, last.drift) == ((), (), None)
+
+
+def test_nothing_is_changed_by_looking(engine: DeltaMemEngine) -> None:
+    say(engine, "one", "two")
+    before, hooks = engine.state("alice").tensor.clone(), [len(m._forward_hooks) for m in engine.model.modules()]
+
+    inspect(engine, "alice")
+
+    assert torch.equal(engine.state("alice").tensor, before)
+    assert [len(m._forward_hooks) for m in engine.model.modules()] == hooks
+
+
+def test_a_view_is_text_and_json(engine: DeltaMemEngine) -> None:
+    say(engine, "one")
+    view = inspect(engine, "alice")
+    (user, _) = last_of(view).messages
+
+    data = json.loads(json.dumps(view.as_dict()))
+    assert data["last"]["messages"][0]["strength"] == user.strength
+    assert data["replaced"] == {"1": 1.0}
+
+    text = str(view)
+    assert "session 'alice': 1 turns, 2 messages" in text
+    assert "replaced by the last 1 turns: 100%" in text
+    assert f"user: strength {user.strength:.3f}" in text
+    assert "assistant: not written" in text
+    assert "text not kept" in str(replace(view, last=last_of_unknown(view)))
+
+
+def last_of_unknown(view: MemoryView) -> LastTurn:
+    last = last_of(view)
+    return replace(last, messages=tuple(replace(m, writes=None, strength=None) for m in last.messages))

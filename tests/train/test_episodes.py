@@ -1,0 +1,162 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from deltamem_agents.errors import ConfigError, TrainingError
+from deltamem_agents.messages import Message
+from deltamem_agents.train import (
+    Episode,
+    EpisodeMix,
+    Talk,
+    Values,
+    contains,
+    draw_episode,
+    read_episodes,
+    write_episodes,
+)
+from deltamem_agents.train.episodes import UNKNOWN
+from deltamem_agents.train.facts import VALUES as PEOPLE
+from deltamem_agents.train.talk import rough_tokens
+
+VALUES = Values(["harbor", "velvet", "saddle", "pigeon", "copper"])
+EVERYTHING = EpisodeMix(
+    facts=(1, 2, 4),
+    kinds={"told": 1, "updated": 1, "negated": 1, "untold": 1, "labels": 1},
+    open_share=0.5,
+    dates=0.3,
+    people=0.4,
+    other_talk=2,
+    filler=(0, 60),
+    replies=True,
+)
+GOOD = {
+    "earlier": [{"role": "user", "content": "I live in Oslo."}],
+    "question": "Where do I live?",
+    "answer": "You live in Oslo.",
+    "values": ["Oslo"],
+}
+
+
+def drawn(split: str, seed: int, mix: EpisodeMix = EVERYTHING) -> Episode:
+    return draw_episode(mix, VALUES, random.Random(seed), split=split)  # type: ignore[arg-type]
+
+
+def user_texts(episode: Episode) -> list[str]:
+    return [m.content for m in episode.earlier if m.role == "user"]
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["train", "test"]))
+def test_an_episode_is_the_same_for_the_same_seed_and_survives_a_file(seed: int, split: str) -> None:
+    episode = drawn(split, seed)
+    assert episode == drawn(split, seed)
+    assert Episode.model_validate_json(episode.model_dump_json(exclude_defaults=True)) == episode
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["train", "test"]))
+def test_what_is_asked_for_was_told_and_what_was_not_is_answered_so(seed: int, split: str) -> None:
+    episode = drawn(split, seed)
+    facts = [t for i, t in enumerate(m.content for m in episode.earlier) if i not in episode.talk]
+    if UNKNOWN in episode.answer:
+        assert episode.values == (UNKNOWN,)
+    else:
+        assert any(contains(text, episode.value) for text in facts)
+    assert all(contains(episode.answer, v) for v in episode.values)
+    assert not any(contains(episode.answer, v) for v in episode.stale)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["train", "test"]))
+def test_the_new_value_is_told_after_the_old_one(seed: int, split: str) -> None:
+    episode = drawn(split, seed, EpisodeMix(kinds={"updated": 1}, facts=(1, 2, 3), open_share=0.5, people=0.3))
+    texts = user_texts(episode)
+    (old,) = episode.stale
+    first = next(i for i, t in enumerate(texts) if contains(t, old))
+    assert any(contains(t, episode.value) for t in texts[first + 1 :])
+
+
+def test_questions_for_others_are_about_the_right_person() -> None:
+    mix = EpisodeMix(facts=(3,), people=1.0)
+    for seed in range(50):
+        episode = drawn("test", seed, mix)
+        told = next(t for t in user_texts(episode) if contains(t, episode.value))
+        (name,) = (person for person in PEOPLE["person"] if contains(episode.question, person))
+        assert contains(told, name)
+
+
+@pytest.mark.parametrize("tokens", [0, 64, 1024])
+def test_filler_has_the_length_that_was_asked_for(tokens: int) -> None:
+    episode = drawn("test", 1, EpisodeMix(filler=(tokens,)))
+    length = sum(rough_tokens(episode.earlier[i].content) for i in episode.talk)
+    assert tokens <= length <= tokens + 120
+    assert all(i > 0 for i in episode.talk)  # at test it stands between the fact and the question
+
+
+def test_filler_comes_from_a_folder_without_held_out_words(tmp_path: Path) -> None:
+    text = "The committee met on a sunny day in spring. A short one. Every automobile was sold."
+    (tmp_path / "a.txt").write_text(text)
+    assert Talk.from_folder(tmp_path).sentences == ("The committee met on a sunny day in spring.",)
+    with pytest.raises(TrainingError, match="no sentences of other talk"):
+        Talk.from_folder(tmp_path / "missing")
+
+
+def test_unseen_attributes_and_too_many_facts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="training must never see them"):
+        drawn("train", 0, EpisodeMix(attributes="unseen"))
+    with pytest.raises(ConfigError, match="ask for fewer"):
+        drawn("test", 0, EpisodeMix(attributes="unseen", facts=(7,)))
+    with pytest.raises(ValidationError, match="weights"):
+        EpisodeMix(kinds={"told": 0})
+
+
+def test_a_file_of_episodes_reads_back(tmp_path: Path) -> None:
+    episodes = [drawn("train", seed) for seed in range(20)]
+    write_episodes(tmp_path / "sub" / "e.jsonl", episodes)
+    assert read_episodes(tmp_path / "sub" / "e.jsonl") == episodes
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"question": None}, r"line 2 .*question: "),
+        ({"earlier": [{"role": "usr", "content": "x"}]}, r"line 2 .*earlier\.0\.role: "),
+        ({"extra": 1}, r"line 2 .*extra: "),
+        ({"values": ["Rome"]}, r"does not contain 'Rome'"),
+        ({"window": [{"role": "user", "content": "Oslo is cold."}]}, r"window message 0 shows 'Oslo'"),
+        ({"values": [], "window": [{"role": "user", "content": "> You live in Oslo. <"}]}, r"window message 0 shows"),
+        ({"talk": [1]}, r"talk names message 1"),
+    ],
+)
+def test_a_malformed_line_is_named_with_its_field(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **change}) + "\n")
+    with pytest.raises(TrainingError, match=told) as error:
+        read_episodes(path)
+    assert str(path) in str(error.value)
+
+
+def test_no_json_and_no_file_are_named_too(tmp_path: Path) -> None:
+    (tmp_path / "e.jsonl").write_text("\n{not json\n")
+    with pytest.raises(TrainingError, match="line 2"):
+        read_episodes(tmp_path / "e.jsonl")
+    with pytest.raises(TrainingError, match="check the path"):
+        read_episodes(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(TrainingError, match="holds no episodes"):
+        read_episodes(tmp_path / "empty.jsonl")
+
+
+def test_a_value_is_found_on_word_boundaries_only() -> None:
+    assert contains("He lives in oslo, today", "Oslo")
+    assert contains("on May 14.", "May 14")
+    assert not contains("Oslofjord", "Oslo")
+    assert not contains("on May 145", "May 14")
+
+
+def test_the_prompt_is_the_window_and_the_question() -> None:
+    window = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
+    episode = Episode.model_validate({**GOOD, "window": window})
+    assert episode.prompt == (*window, Message(role="user", content="Where do I live?"))

@@ -1,0 +1,78 @@
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deltamem_agents.adapter import DeltaMemAdapter
+from deltamem_agents.cli import app
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.train import Recipe, Stage
+from tests.chat import byte_tokenizer, chat_backbone
+
+
+def test_stages_follow_each_other_and_the_rate_warms_up_and_falls() -> None:
+    recipe = Recipe.model_validate({"stages": (Stage(steps=10), Stage(steps=30)), "optimiser": {"warm_up": 4}})
+    assert (recipe.steps, recipe.start(1), recipe.stage(9), recipe.stage(10), recipe.stage(39)) == (40, 10, 0, 1, 1)
+    top = recipe.optimiser.learning_rate
+    assert recipe.rate(0) == pytest.approx(top / 4)
+    assert recipe.rate(4) == pytest.approx(top)
+    assert recipe.rate(22) == pytest.approx(top * (0.02 + 0.98 / 2 * (1 + math.cos(math.pi / 2))))
+    assert recipe.rate(40) == pytest.approx(top * 0.02)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages: [{steps: 1}]\ninit_adapter: old\ndata: [{format: babi, path: b}]\n")
+    recipe = Recipe.load(path)
+    assert recipe.init_adapter == tmp_path / "old"
+    assert recipe.data[0].path == tmp_path / "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("stages: [{steps: 1, fact: [1]}]", r"stages\.0\.fact: Extra inputs"),
+        ("stages: []", r"stages: "),
+        ("[1]", "expected the fields of a recipe"),
+        ("stages: {", "cannot be read as YAML"),
+        ("stages: [{steps: 1}]\nlosses: {answer: 0}", "nothing is learnt"),
+        ("stages: [{steps: 1}]\nadapter: {rank: 0}", r"adapter\.rank"),
+    ],
+)
+def test_a_bad_recipe_is_named_with_its_fields(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        Recipe.load(tmp_path / "r.yaml")
+
+
+def test_an_unknown_recipe_names_those_that_ship() -> None:
+    with pytest.raises(ConfigError, match="default, example"):
+        Recipe.load("nothing")
+
+
+@pytest.mark.parametrize("name", ["default", "example"])
+def test_recipes_that_ship_are_valid(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.model == "bundled"
+    assert recipe.steps > 100
+
+
+def test_the_example_trains_somebody_elses_model(tmp_path: Path) -> None:
+    chat_backbone().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    command = ["train", "example", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "run")]
+    first = CliRunner().invoke(app, [*command, "--until", "2", "--threads", "1"])
+    assert first.exit_code == 0, first.output
+    assert str(tmp_path / "run" / "adapter") in first.stdout
+    assert DeltaMemAdapter.from_pretrained(tmp_path / "run" / "adapter").config.rank == 8
+    second = CliRunner().invoke(app, [*command, "--until", "3", "--threads", "1"])
+    assert second.exit_code == 0, second.output
+    assert "going on from step 2" in second.stderr
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_an_error_is_one_message(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "none.yaml"), "--output", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "no recipe at" in result.stderr

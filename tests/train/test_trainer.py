@@ -1,0 +1,190 @@
+import json
+import math
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from deltamem_agents.adapter import DeltaMemAdapter
+from deltamem_agents.config import DeltaMemConfig
+from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
+from deltamem_agents.train import Episode, Losses, Record, Source, Stage, Trainer, read_episodes, write_episodes
+from tests.chat import chat_backbone
+from tests.train.conftest import small_recipe
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Make:
+    def build(folder: str = "run", **changes: object) -> Trainer:
+        return Trainer(small_recipe(**changes), chat_backbone(), tokenizer, tmp_path / folder)
+
+    return build
+
+
+class Killed(Exception):
+    """What a power cut looks like from inside."""
+
+
+def log_of(trainer: Trainer) -> list[Record]:
+    records = [json.loads(line) for line in (trainer.output / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+def test_a_step_reaches_every_weight_and_leaves_the_backbone_alone(make: Make) -> None:
+    losses = Losses(distillation=0.5, margin=0.5, sparsity=0.1)
+    trainer = make(losses=losses, stages=(Stage(steps=3, unrelated_every=1),))
+    before = {name: p.clone() for name, p in trainer.model.backbone.named_parameters()}
+    record = trainer._one_step()
+    record = trainer._one_step()
+    wanted = {"answer_loss", "distillation_loss", "margin_loss", "plain_loss", "sparsity_loss", "exact", "beta_facts"}
+    assert wanted <= record.keys()
+    total = record["answer_loss"] + 0.5 * record["distillation_loss"] + 0.5 * record["margin_loss"]
+    total += record["plain_loss"] + 0.1 * record["sparsity_loss"]
+    assert record["loss"] == pytest.approx(total, rel=1e-5)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.model.adapter.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.backbone.named_parameters())
+
+
+def test_what_has_no_weight_is_not_computed(make: Make) -> None:
+    record = make(losses=Losses(plain=0), stages=(Stage(steps=3, unrelated_every=1),))._one_step()
+    assert {n for n in record if n.endswith("_loss")} == {"answer_loss"}
+
+
+def test_accumulated_batches_are_averaged(make: Make) -> None:
+    trainer = make(accumulate=2, stages=(Stage(steps=3, bare=0.0),))
+    draws = [trainer.objective.draw(0, trainer.rng) for _ in range(2)]
+    losses = [trainer.objective(batch)[0].item() for batch in draws]
+    assert make("again", accumulate=2, stages=(Stage(steps=3, bare=0.0),))._one_step()["loss"] == pytest.approx(
+        sum(losses) / 2, rel=1e-5
+    )
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(make: Make) -> None:
+    whole = make("whole")
+    whole.run()
+    cut = make("cut")
+
+    def kill(record: Record) -> None:
+        if record["step"] == 3:  # after the checkpoint of step 2
+            raise Killed
+
+    with pytest.raises(Killed):
+        cut.run(progress=kill)
+    with (cut.output / "log.jsonl").open("a") as log:
+        log.write('{"step": 4, "lo')  # the kill came while writing
+    again = make("cut")
+    assert again.step == 2
+    again.run(until=5)
+    last = make("cut")
+    last.run()
+    assert log_of(last)[:4] == log_of(whole)[:4]
+    assert [r["step"] for r in log_of(last)] == [1, 2, 3, 4, 5, 6]
+    assert log_of(last)[-1] == log_of(whole)[-1]
+    for name, tensor in whole.model.adapter.named_tensors().items():
+        assert torch.equal(last.model.adapter.named_tensors()[name], tensor)
+
+
+def test_a_finished_run_leaves_adapter_card_and_log(make: Make) -> None:
+    trainer = make()
+    found = trainer.run()
+    loaded = DeltaMemAdapter.from_pretrained(trainer.output / "adapter")
+    assert loaded.config == trainer.recipe.adapter
+    card = (trainer.output / "adapter" / "README.md").read_text()
+    for part in ("Apache-2.0", "seed 0", "6 steps of 3 episodes", "| recall |", "another's memory"):
+        assert part in card
+    assert {"recall", "recall_swapped", "one", "one_swapped"} == found.keys()
+    records = log_of(trainer)
+    assert [("recall" in r) for r in records] == [False, False, True, False, False, True]
+    assert make().run() != {}  # nothing left to do: evaluates and writes the same adapter again
+
+
+def test_a_stage_ends_early_when_it_is_learnt(make: Make) -> None:
+    stages = (Stage(steps=50, above=0.0), Stage(steps=2))
+    trainer = make(stages=stages, evaluate_every=1)
+    trainer._advance(0.0)
+    assert trainer.stage == 0
+    trainer._advance(0.1)
+    assert (trainer.stage, trainer.position) == (1, 50)
+    trainer.run()
+    assert trainer.step == 2
+
+
+def test_episodes_of_files_are_trained_on(make: Make, tmp_path: Path) -> None:
+    told = [{"role": "user", "content": "It is blue."}]
+    episode = Episode.model_validate({"earlier": told, "question": "Colour?", "answer": "Blue.", "tags": ["mine"]})
+    write_episodes(tmp_path / "mine.jsonl", [episode])
+    source = Source(format="episodes", path=tmp_path / "mine.jsonl")
+    trainer = make(data=(source,), stages=(Stage(steps=1, data_share=1.0),))
+    assert set(trainer.objective.draw(0, trainer.rng).episodes) == {episode}
+    with pytest.raises(ConfigError, match="there is none"):
+        make("none", stages=(Stage(steps=1, data_share=1.0),)).run()
+
+
+def test_a_missing_data_folder_is_named(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"missing is nothing"):
+        make(data=(Source(format="babi", path=tmp_path / "missing"),))
+
+
+def test_a_run_starts_from_an_adapter_folder_or_a_checkpoint(make: Make) -> None:
+    first = make("first")
+    first.run(until=2)
+    for start in ("adapter", "checkpoint.pt"):
+        second = make(f"from {start}", init_adapter=first.output / start)
+        assert second.step == 0
+        for name, tensor in first.model.adapter.named_tensors().items():
+            torch.testing.assert_close(second.model.adapter.named_tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match="differs from the recipe's adapter in rank"):
+        make("other", init_adapter=first.output / "adapter", adapter=DeltaMemConfig(rank=2, num_state_heads=2))
+    with pytest.raises(AdapterError, match="does not fit"):
+        make("other", init_adapter=first.output / "checkpoint.pt", adapter=DeltaMemConfig(rank=2, num_state_heads=2))
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(make: Make) -> None:
+    trainer = make()
+    trainer.run(until=2)
+    saved = (trainer.output / "checkpoint.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"is of another recipe: rows differ.*3 there and 4 here.*init_adapter"):
+        make(rows=4)
+    (trainer.output / "checkpoint.pt").write_bytes(saved[:1000])
+    with pytest.raises(TrainingError, match="cannot be read as a checkpoint"):
+        make()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make: Make) -> None:
+    trainer = make()
+    trainer.run(until=2)
+    saved = (trainer.output / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        next(iter(trainer.model.adapter.parameters())).fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 3.*failed-batch\.jsonl.*last good checkpoint"):
+        trainer.run()
+    assert (trainer.output / "checkpoint.pt").read_bytes() == saved
+    assert len(read_episodes(trainer.output / "failed-batch.jsonl")) == 3
+    assert make().step == 2
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(make: Make) -> None:
+    trainer = make()
+    trainer.run(until=2)
+    saved = (trainer.output / "checkpoint.pt").read_bytes()
+    with files_no_larger_than(len(saved) // 2), pytest.raises(TrainingError, match="the last one is still whole"):
+        trainer.run(until=4)
+    assert (trainer.output / "checkpoint.pt").read_bytes() == saved
+    assert not (trainer.output / "checkpoint.tmp").exists()
+    assert make().step == 2

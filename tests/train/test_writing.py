@@ -1,0 +1,155 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel
+from deltamem_agents.backbone.spans import sentence_spans
+from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.config import DeltaMemConfig
+from deltamem_agents.errors import TrainingError
+from deltamem_agents.messages import Message
+from deltamem_agents.train.answers import answer_logits, answer_rows
+from deltamem_agents.train.features import WASTE, Features, buckets
+from deltamem_agents.train.writing import write_memories
+from tests.builders import randomised
+from tests.train.conftest import SMALL
+
+TALK = [
+    [
+        Message(role="user", content="My name is Ann."),
+        Message(role="assistant", content="Hi."),
+        Message(role="user", content="I row. I also ski."),
+    ],
+    [Message(role="user", content="I live in a small town by the sea.")],
+]
+
+
+def model(backbone: PreTrainedModel, config: DeltaMemConfig = SMALL) -> DeltaMemModel:
+    return DeltaMemModel(backbone, randomised(DeltaMemAdapter.initialize(config, backbone)))
+
+
+@pytest.mark.parametrize("granularity", ["token", "message_mean", "sentence_mean"])
+def test_written_memories_are_those_of_one_forward_with_reads_off(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, granularity: str
+) -> None:
+    full = model(backbone, DeltaMemConfig.parse({**dict(SMALL), "write_granularity": granularity}))
+    with torch.no_grad():
+        for layer in full.adapter.layers.values():
+            for delta in layer.delta.values():
+                delta.zero_()  # reads correct nothing: writing with reads on and off is the same
+    template = ChatTemplate(tokenizer)
+    memories = write_memories(Features(full), template, TALK, together=True).state
+    for row, messages in enumerate(TALK):
+        ids: list[int] = []
+        write: list[bool] = []
+        spans: list[int] = []
+        for segment in template.render(messages):
+            on = segment.message is not None and messages[segment.message].role == "user"
+            pieces = [str(tokenizer.decode([i])) for i in segment.ids]
+            parts = sentence_spans(pieces) if granularity == "sentence_mean" else (0,) * len(pieces)
+            start = max(spans, default=-1) + 1
+            ids += segment.ids
+            write += [on] * len(pieces)
+            spans += [start + part if on else -1 for part in parts]
+        with torch.no_grad():
+            kinds = {} if granularity == "token" else {"spans": torch.tensor([spans])}
+            expected = full(torch.tensor([ids]), write=torch.tensor([write]), **kinds).state
+        torch.testing.assert_close(memories.rows(row).tensor, expected.tensor, rtol=1e-4, atol=1e-5)
+    assert memories.tensor.abs().sum() > 0
+
+
+def test_messages_written_apart_do_not_see_each_other(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    features, template = Features(model(backbone)), ChatTemplate(tokenizer)
+    replied = write_memories(features, template, [TALK[0]], together=False).state
+    unreplied = write_memories(features, template, [[TALK[0][0], TALK[0][2]]], together=False).state
+    torch.testing.assert_close(replied.tensor, unreplied.tensor)
+    together = write_memories(features, template, [TALK[0]], together=True).state
+    assert not torch.allclose(replied.tensor, together.tensor)
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch_and_from_the_cache(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    full, template = model(backbone), ChatTemplate(tokenizer)
+    plain, cached = Features(full), Features(full, budget=10_000_000)
+    both = write_memories(plain, template, TALK, together=False)
+    for row, messages in enumerate(TALK):
+        alone = write_memories(plain, template, [messages], together=False).state
+        torch.testing.assert_close(alone.tensor, both.state.rows(row).tensor, rtol=1e-4, atol=1e-5)
+    first = write_memories(cached, template, TALK, together=False).state
+    again = write_memories(cached, template, TALK, together=False).state
+    assert torch.equal(first.tensor, again.tensor)
+    torch.testing.assert_close(first.tensor, both.state.tensor, rtol=1e-2, atol=1e-2)
+
+
+def test_the_cache_keeps_to_its_budget_and_drops_the_oldest(backbone: PreTrainedModel) -> None:
+    features = Features(model(backbone), budget=2 * 4 * 2 * 32 * 2)  # two rows of 4 tokens, 2 layers, 32 wide, 2 bytes
+    rows = [tuple(range(start, start + 4)) for start in (10, 20, 30)]
+    features.of(rows[:2])
+    features.of([rows[0]])
+    features.of([rows[2]])
+    assert list(features._kept) == [rows[0], rows[2]]
+    assert features.bytes == features.budget
+
+
+def test_gates_are_means_of_beta_and_talk_is_told_apart(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    full = DeltaMemModel(backbone, DeltaMemAdapter.initialize(SMALL, backbone))  # a fresh β is σ(−2) everywhere
+    written = write_memories(Features(full), ChatTemplate(tokenizer), TALK, together=False, talk=[[2], []])
+    assert torch.allclose(written.beta[written.on], torch.sigmoid(torch.tensor(-2.0)))
+    assert not written.beta[~written.on].any()
+    last = ChatTemplate(tokenizer).render([TALK[0][2]])[-1]
+    assert written.talk.sum() == len(last.ids)
+    assert not written.beta.requires_grad
+    on_tape = write_memories(Features(full), ChatTemplate(tokenizer), TALK, together=False, gate_gradients=True)
+    assert on_tape.beta.requires_grad
+
+
+def test_answer_rows_end_together_and_count_only_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = [[Message(role="user", content="What is my name?")], [Message(role="user", content="Hi")]]
+    answers = ["Ann.", "I do not know that one."]
+    template = ChatTemplate(tokenizer)
+    rows = answer_rows(template, prompts, answers, roles=("user",))
+    positions = rows.targets.shape[1]
+    for row, answer in enumerate(answers):
+        target = rows.targets[row]
+        counted = target[target != -100]
+        assert tokenizer.decode(counted) == answer + "<|im_end|>"
+        following = rows.ids[row, -positions + 1 :]  # position t predicts token t + 1
+        assert torch.equal(following[target[:-1] != -100], counted)
+        written = tokenizer.decode(rows.ids[row][rows.write[row]])
+        assert written == f"<|im_start|>user\n{prompts[row][0].content}<|im_end|>\n"
+        assert not rows.write[row][rows.mask[row] == 0].any()
+    bare = answer_rows(template, prompts, answers, roles=("user",), bare=True)
+    assert str(tokenizer.decode(bare.ids[1])).startswith("<|im_start|>user\nHi")
+    assert bare.ids.shape[1] < rows.ids.shape[1]
+
+
+def test_no_state_is_an_empty_memory(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    full = model(backbone)
+    prompts = [[Message(role="user", content="Hi")], [Message(role="user", content="What is my name?")]]
+    rows = answer_rows(ChatTemplate(tokenizer), prompts, ["Yes", "No"], roles=())
+    torch.testing.assert_close(answer_logits(full, rows, None), answer_logits(full, rows, full.zero_state(2)))
+
+
+def test_a_prompt_longer_than_the_context_is_refused(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    full = model(backbone)
+    rows = answer_rows(ChatTemplate(tokenizer), [[Message(role="user", content="x" * 3000)]], ["No"], roles=())
+    with pytest.raises(TrainingError, match="the backbone attends to 2048"):
+        answer_logits(full, rows, None)
+
+
+@given(st.lists(st.integers(1, 3000), max_size=60))
+def test_buckets_hold_every_row_once_with_little_padding(lengths: list[int]) -> None:
+    groups = buckets(lengths)
+    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
+    for group in groups:
+        real = [lengths[i] for i in group]
+        assert max(real) * len(real) <= WASTE * sum(real)
