@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, DeltaMemOutput
     from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
+    from deltamem_agents.backbone.tools import Tool, ToolUse
     from deltamem_agents.config import DeltaMemConfig, Role
     from deltamem_agents.engine import DeltaMemEngine, MemoryMode, MemoryView, Session, Transcript, Turn, Usage
     from deltamem_agents.errors import (
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         UnsupportedArchitectureError,
     )
     from deltamem_agents.generation import GenerationOptions
-    from deltamem_agents.messages import Message, MessageLike
+    from deltamem_agents.messages import Message, MessageLike, ToolCall, as_messages, check_tool_messages
     from deltamem_agents.state import MemoryState
     from deltamem_agents.store import (
         Entry,
@@ -72,13 +73,18 @@ __all__ = [
     "StateError",
     "StateStore",
     "StoreError",
+    "Tool",
+    "ToolCall",
+    "ToolUse",
     "TrainingError",
     "Transcript",
     "Turn",
     "UnsupportedArchitectureError",
     "Usage",
+    "as_messages",
     "bundled_is_cached",
     "bundled_path",
+    "check_tool_messages",
     "export_session",
     "import_session",
 ]
@@ -92,6 +98,10 @@ _HOMES = {
     "backbone.bundled": (
         "bundled_is_cached",
         "bundled_path",
+    ),
+    "backbone.tools": (
+        "Tool",
+        "ToolUse",
     ),
     "config": (
         "DeltaMemConfig",
@@ -127,6 +137,9 @@ _HOMES = {
     "messages": (
         "Message",
         "MessageLike",
+        "ToolCall",
+        "as_messages",
+        "check_tool_messages",
     ),
     "state": ("MemoryState",),
     "store": (

@@ -237,6 +237,19 @@ class DeltaMemEngine:
         """`stream` for an event loop. To leave early, use `contextlib.aclosing`: Python alone closes it late."""
         return self._service.astream(self._request(messages, session, thread, memory, recent_messages, options))
 
+    def count_tokens(self, messages: Sequence[MessageLike], *, tools: Sequence[ToolLike] | None = None) -> int:
+        """The tokens of a prompt that shows these messages and tools, the opening of the reply included.
+
+        It is what a call without a session feeds, `Turn.usage.prompt_tokens`; in a session the window decides.
+
+        Raises:
+            MessageError: messages that are empty, malformed, or refused by the chat template.
+            ConfigError: a tool is described badly.
+        """
+        shown, use = as_messages(messages), ToolUse.parse(tools)
+        rendered = self._writer.render(shown, (), write=False, tools=use.shown)
+        return len(rendered.ids) + len(self._writer.opening(shown, tools=use.shown).ids)
+
     def batch(
         self,
         conversations: Sequence[Sequence[MessageLike]],

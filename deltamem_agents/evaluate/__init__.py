@@ -1,5 +1,7 @@
 """Does the memory remember, or does it only steer? Evaluations with controls."""
 
-from deltamem_agents.evaluate.recall import RecallReport, RecallRow, ValueKind, evaluate_recall
+from deltamem_agents.evaluate.recall import evaluate_recall
+from deltamem_agents.evaluate.report import Line, RecallReport, Share
+from deltamem_agents.evaluate.rows import ROWS
 
-__all__ = ["RecallReport", "RecallRow", "ValueKind", "evaluate_recall"]
+__all__ = ["ROWS", "Line", "RecallReport", "Share", "evaluate_recall"]

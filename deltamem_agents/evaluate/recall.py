@@ -1,150 +1,156 @@
 """Recall from the state alone, as a user would meet it: facts told live, free greedy answers, controls beside them."""
 
 import math
-import platform
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-import torch
-import transformers
-
-from deltamem_agents.engine import DeltaMemEngine, Turn
-from deltamem_agents.evaluate.intervals import wilson
-from deltamem_agents.train.episodes import Episode, EpisodeMix, draw_episode
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.evaluate.asking import answers
+from deltamem_agents.evaluate.cases import Case, label_texts, live_case
+from deltamem_agents.evaluate.judging import judge
+from deltamem_agents.evaluate.perplexity import Reading, read_chunks, text_chunks
+from deltamem_agents.evaluate.report import (
+    Asked,
+    Line,
+    RecallReport,
+    change_line,
+    circumstances,
+    figure_line,
+    reading_line,
+)
+from deltamem_agents.evaluate.rows import EXAMPLES, LABELS, ROWS, Row
+from deltamem_agents.train.data import TrainingData
+from deltamem_agents.train.episodes import EpisodeMix
 from deltamem_agents.train.facts import Values, training_vocabulary
+from deltamem_agents.train.talk import Talk
 
-Condition = Literal["own", "swapped", "frozen"]
-ValueKind = Literal["listed", "unseen"]
-CONDITIONS: tuple[Condition, ...] = ("own", "swapped", "frozen")
-ANSWER_TOKENS = 16
-REPLY_TOKENS = 8  # replies are read past, not absorbed: a short one changes nothing
-
-
-@dataclass(frozen=True, slots=True)
-class RecallRow:
-    """Right answers of one kind of episode under one condition."""
-
-    facts: int
-    values: ValueKind
-    """From lists that training knew, or words that never occurred in training."""
-    condition: Condition
-    right: int
-    episodes: int
-
-    @property
-    def rate(self) -> float:
-        """Share of right answers."""
-        return self.right / self.episodes
-
-
-@dataclass(frozen=True, slots=True)
-class RecallReport:
-    """What `evaluate_recall` found, and under what circumstances."""
-
-    rows: tuple[RecallRow, ...]
-    seed: int
-    fingerprint: str
-    versions: str
-
-    def render(self) -> str:
-        """A Markdown table, with 95 % intervals."""
-        lines = [
-            f"Exact value in a free greedy answer, state only, held-out phrasings; 95 % intervals; seed {self.seed}.",
-            f"{self.fingerprint}; {self.versions}",
-            "",
-            "| facts told | values | own memory | somebody else's memory | frozen model |",
-            "|---|---|---|---|---|",
-        ]
-        for facts, values in dict.fromkeys((r.facts, r.values) for r in self.rows):
-            cells = [r for c in CONDITIONS for r in self.rows if (r.facts, r.values, r.condition) == (facts, values, c)]
-            lines.append(f"| {facts} | {values} | " + " | ".join(map(_cell, cells)) + " |")
-        return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain data, for JSON."""
-        return asdict(self)
+Progress = Callable[[str, int, int], None]
 
 
 def evaluate_recall(
     engine: DeltaMemEngine,
     *,
+    rows: Sequence[str] = tuple(ROWS),
     episodes: int = 200,
-    facts: Sequence[int] = (1, 3),
-    values: Sequence[ValueKind] = ("listed", "unseen"),
-    seed: int = 0,
-    together: int = 20,
-    progress: Callable[[str], None] | None = None,
+    seeds: Sequence[int] = (0,),
+    together: int = 32,
+    data: Path | None = None,
+    text: Path | None = None,
+    progress: Progress | None = None,
+    finished: Callable[[RecallReport], None] | None = None,
 ) -> RecallReport:
     """Tells facts one message at a time, then asks for one of them with nothing of what was said in the prompt.
 
-    Each fact is answered by the model as in a chat. Every question is asked three times: of the session that was told,
-    of another episode's session, and of the frozen model. Right means: the exact value stands in the answer.
+    Each message is answered by the model as in a chat. Every question is asked of the session that was told, of another
+    episode's session, and of the frozen model. The sessions are named `evaluate-…` and forgotten afterwards.
 
     Args:
-        engine: the engine; its sessions named `recall-…` are deleted afterwards.
-        episodes: of each kind, at least two.
-        facts: how many facts an episode tells; one kind of episode for each number.
-        values: whether values come from lists that training knew, or are words that never occurred in training.
-        seed: draws the episodes.
-        together: how many sessions are decoded together.
-        progress: called with a line for each row that is done.
+        engine: the engine.
+        rows: names of `ROWS`.
+        episodes: of each kind and seed, at least two.
+        seeds: each draws its own episodes.
+        together: how many sessions are told and swapped together.
+        data: where intents for label maps are; None: built-in texts, of which three topics are for testing.
+        text: a text file for the perplexity; None: a built-in text.
+        progress: called with a row's name, how many of its episodes are done, and how many it has.
+        finished: called with the report so far after each row.
+
+    Raises:
+        ConfigError: a row's name is unknown, or a number is impossible.
+        TrainingError: the data holds no intents.
     """
-    vocabulary = Values(training_vocabulary(engine.tokenizer))
-    rows = []
-    for count in facts:
-        for name in values:
-            mix = EpisodeMix(facts=(count,), open_share=0.0 if name == "listed" else 1.0)
-            rng = random.Random(f"recall {seed} {count} {name}")
-            drawn = [draw_episode(mix, vocabulary, rng, split="test") for _ in range(episodes)]
-            right = dict.fromkeys(CONDITIONS, 0)
-            groups = math.ceil(episodes / together)  # of even sizes, so that each has somebody to swap with
-            for group in range(groups):
-                for condition, hits in _ask(engine, drawn[group::groups]).items():
-                    right[condition] += hits
-            for condition in CONDITIONS:
-                rows.append(RecallRow(count, name, condition, right[condition], episodes))
-            if progress:
-                progress(f"{count} facts, {name} values: " + ", ".join(f"{r.condition} {_cell(r)}" for r in rows[-3:]))
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    return RecallReport(tuple(rows), seed, engine.fingerprint, versions)
+    _check(rows, episodes, seeds, together)
+    tokenizer = engine.tokenizer
+    talk = Talk(count=lambda said: len(tokenizer.encode(said)) + 5)
+    source = TrainingData(Values(training_vocabulary(tokenizer)), talk, label_texts(data))
+    chunks = text_chunks(engine, text) if any(ROWS[name].perplexity for name in rows) else []
+    lines: list[Line] = []
+    questions: list[Asked] = []
+    readings: list[Reading] = []
+    frozen: dict[str, str] = {}
+    where = circumstances(engine)
+    where |= {"episodes": f"{episodes} of each kind and seed; seeds {', '.join(map(str, seeds))}"}
+    where |= {"label maps": "built-in texts" if data is None else f"intents of {data.name or data}"}
+    where |= {"not measured here": "IFEval"}
+    report = RecallReport((), where, (), ())
+    for name in dict.fromkeys(rows):
+        row = _with_labels(ROWS[name], len(source.labels.kinds["test"]))
+        total = episodes * len(seeds) * max(1, len(row.mixes))
+        done, asked, read = 0, list[Asked](), list[Reading]()
+        for seed in seeds:
+            for group in _groups(row, source, episodes, f"recall {seed} {name}", together):
+                if progress:
+                    progress(name, done, total)
+                if row.perplexity:
+                    read += read_chunks(engine, group, chunks, start=done, seed=seed)
+                else:
+                    asked += _asked(engine, name, seed, group, frozen)
+                done += len(group)
+        if progress:
+            progress(name, done, total)
+        for figure in row.figures:
+            lines.append(reading_line(name, figure, read) if row.perplexity else figure_line(name, figure, asked))
+        if row.later:
+            lines.append(change_line(name, "from before to after", asked))
+        questions += asked
+        readings += read
+        report = RecallReport(tuple(lines), where, tuple(questions), tuple(readings))
+        if finished:
+            finished(report)
+    return report
 
 
-def _ask(engine: DeltaMemEngine, episodes: Sequence[Episode]) -> dict[Condition, int]:
-    """Right answers under each condition for a group of episodes of at least two, swapped among themselves."""
-    sessions = [f"recall-{number}" for number in range(len(episodes))]
-    for name in sessions:
-        if engine.store.session(name) is not None:
-            engine.forget(name)
-    for told in zip(*(e.earlier for e in episodes), strict=True):
-        engine.batch([[m] for m in told], sessions=sessions, recent_messages=0, max_new_tokens=REPLY_TOKENS)
-    questions = [[{"role": "user", "content": e.question}] for e in episodes]
+def _check(rows: Sequence[str], episodes: int, seeds: Sequence[int], together: int) -> None:
+    unknown = [name for name in rows if name not in ROWS]
+    if unknown or not rows:
+        raise ConfigError(f"rows are {', '.join(rows) or 'none'}, expected some of {', '.join(ROWS)}")
+    if episodes < 2 or together < 2:
+        raise ConfigError(f"episodes is {episodes} and together {together}, expected 2 or more: memories are swapped")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds are {list(seeds)}, expected one or more different ones")
 
-    def answers(names: Sequence[str | None]) -> list[Turn]:
-        return engine.batch(
-            questions, sessions=names, memory="read", recent_messages=0, max_new_tokens=ANSWER_TOKENS
+
+def _groups(row: Row, source: TrainingData, episodes: int, key: str, together: int) -> Iterator[list[Case]]:
+    """The cases of a row for one seed, in groups of even sizes, so that each has somebody to swap with."""
+    for number, mix in enumerate(row.mixes or (None,)):
+        rng = random.Random(f"{key} {number}")
+        cases = [_case(mix, source, rng) for _ in range(episodes)]
+        groups = math.ceil(episodes / together)
+        for group in range(groups):
+            yield cases[group::groups]
+
+
+def _case(mix: EpisodeMix | None, source: TrainingData, rng: random.Random) -> Case:
+    return live_case(source.values, rng) if mix is None else Case(source.generate(mix, rng, split="test"))
+
+
+def _asked(
+    engine: DeltaMemEngine, name: str, seed: int, group: Sequence[Case], frozen: dict[str, str]
+) -> list[Asked]:
+    replies: dict[int, Sequence[str]] = {}
+    found = answers(engine, group, frozen=frozen, note=replies.__setitem__)
+    return [
+        Asked(
+            name,
+            seed,
+            case.episode.tags[0],
+            case.episode.question,
+            case.episode.values,
+            case.episode.stale,
+            answer,
+            {condition: judge(text, case.episode) for condition, text in answer.items()},
+            tuple(replies.get(position, ())),
         )
-
-    asked: dict[Condition, list[Turn]] = {
-        "own": answers(sessions),
-        "swapped": answers([*sessions[1:], sessions[0]]),
-        "frozen": answers([None] * len(sessions)),
-    }
-    for name in sessions:
-        engine.forget(name)
-    return {
-        condition: sum(_right(turn.reply.content, e.value) for turn, e in zip(turns, episodes, strict=True))
-        for condition, turns in asked.items()
-    }
+        for position, (case, answer) in enumerate(zip(group, found, strict=True))
+    ]
 
 
-def _right(answer: str, value: str) -> bool:
-    """Whether the value stands in the answer as a word of its own, in any case."""
-    words = "".join(c if c.isalnum() else " " for c in answer.lower()).split()
-    return value.lower() in words
-
-
-def _cell(row: RecallRow) -> str:
-    low, high = wilson(row.right, row.episodes)
-    return f"{row.rate:.1%} ({low:.0%}–{high:.0%})"
+def _with_labels(row: Row, held_out: int) -> Row:
+    """A label map's row says how many labels there really are: no more than kinds of texts are held out."""
+    if row.mixes != ROWS["labels"].mixes or held_out >= LABELS:
+        return row
+    title = f"label map, {held_out} labels × {EXAMPLES} examples, new texts"
+    return replace(row, figures=tuple(replace(figure, title=title) for figure in row.figures))

@@ -2,24 +2,27 @@
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import LangSmithParams, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from langchain_core.tools import BaseTool
-from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from deltamem_agents import DeltaMemEngine, GenerationOptions, SessionError, StateStore, Turn
+from deltamem_agents import DeltaMemEngine, GenerationOptions, StateStore, Turn
+from langchain_deltamem.calls import EngineCall
 from langchain_deltamem.engines import shared_engine
-from langchain_deltamem.errors import langchain_errors
-from langchain_deltamem.messages import HANDLE, to_engine
+from langchain_deltamem.errors import check_options, langchain_errors
+from langchain_deltamem.messages import to_engine
+from langchain_deltamem.profiles import model_profile
 from langchain_deltamem.sessions import SessionChatModel
+from langchain_deltamem.structured import Method, Schema, as_format, check_method, parser, tool_name, with_raw
+from langchain_deltamem.tools import ToolLike, engine_tools, tool_keywords
 
 ENGINE = ("model", "adapter", "store", "device", "dtype")
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
@@ -104,22 +107,90 @@ class ChatDeltaMem(SessionChatModel):
             return self.engine
         return shared_engine(self.model, self.adapter, self.store, self.device, self.dtype)
 
-    async def _aget_engine(self) -> DeltaMemEngine:
-        return self.engine if self.engine is not None else await asyncio.to_thread(self.get_engine)
-
     def bind_tools(
         self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        tools: Sequence[ToolLike],
         *,
-        tool_choice: str | None = None,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
+        response_format: dict[str, Any] | type | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Not there yet; `with_structured_output` is made from it.
+        """This model with tools that it may call. What it calls is valid by the tools' schemas, always.
+
+        Args:
+            tools: LangChain tools, functions, pydantic classes, TypedDicts, JSON schemas, or dicts in OpenAI's,
+                Anthropic's or Bedrock's style.
+            tool_choice: None or "auto": the model decides. "any", "required" or True: the reply is a call of any tool.
+                A tool's name, or OpenAI's dict with one: a call of that tool. "none" or False: no call.
+            parallel_tool_calls: False: a reply holds one call at most.
+            strict: True: all properties of the tools are required, and there are no others; of a `response_format`:
+                keywords that cannot be enforced are an error.
+            response_format: what a reply that calls no tool must be: a pydantic class, a TypedDict, or OpenAI's dict.
+            **kwargs: further keywords of the calls.
 
         Raises:
-            NotImplementedError: always.
+            ConfigError: a tool that is described badly, or a choice that cannot be.
         """
-        raise NotImplementedError("ChatDeltaMem has no tool calling or structured output yet: use it without tools")
+        given = tool_keywords(tools, choice=tool_choice, parallel=parallel_tool_calls, strict=strict)
+        if response_format is not None:
+            given["response_format"] = as_format(response_format, strict=strict)
+            check_options({"response_format": given["response_format"]})
+        return self.bind(**given, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Schema | None = None,
+        *,
+        method: Method = "function_calling",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """This model with replies that are objects, valid by a schema.
+
+        Args:
+            schema: a pydantic class, of which the objects are then, or a TypedDict or JSON schema: dicts. None: any
+                JSON object, with "json_mode".
+            method: "function_calling": a forced call of one tool; the model sees the schema and its descriptions.
+                "json_schema": the reply's text is held to the schema, which the model doesn't see. "json_mode": the
+                same, but what cannot be enforced of a schema is let pass.
+            include_raw: give `{"raw": message, "parsed": object, "parsing_error": error}` and never fail in parsing.
+            strict: True: all properties are required, and there are no others.
+            **kwargs: further keywords of the calls.
+
+        Raises:
+            ConfigError: an unknown method, or no schema can be made of what is given.
+            GenerationError: nothing can be generated for the schema.
+        """
+        with langchain_errors():
+            check_method(method, schema)
+            traced: dict[str, Any] = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
+            if method == "function_calling":
+                assert schema is not None
+                tool = tool_name(schema)
+                kwargs |= tool_keywords([schema], choice=tool, strict=strict)
+            else:
+                lenient = False if method == "json_mode" and strict is None else strict
+                kwargs["response_format"] = as_format(schema, strict=lenient)
+                check_options({"response_format": kwargs["response_format"]})
+        if schema is not None:
+            kwargs["ls_structured_output_format"] = traced
+        model, parse = self.bind(**kwargs), parser(schema, method)
+        return with_raw(model, parse) if include_raw else model | parse
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None
+    ) -> int:
+        """Tokens of a prompt that shows these messages and tools, by the model's own template."""
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens_from_messages(messages, tools)
+        if not messages:
+            return 0
+        with langchain_errors():
+            described = engine_tools(tools) if tools else None
+            return self.get_engine().count_tokens(to_engine(messages), tools=described)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Tokens of a text, by the model's own tokenizer."""
@@ -173,6 +244,9 @@ class ChatDeltaMem(SessionChatModel):
             params["ls_max_tokens"] = limit
         return {**params, "ls_provider": "deltamem", "ls_model_name": kwargs.get("model") or self._model_name}
 
+    def _resolve_model_profile(self) -> ModelProfile:
+        return model_profile(self._model_name, None if self.engine is None else self.engine.context)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -181,7 +255,8 @@ class ChatDeltaMem(SessionChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with langchain_errors():
-            return self._result(self.get_engine().generate(to_engine(messages), **self._options(stop, kwargs)))
+            call = self._call(messages, stop, kwargs)
+            return call.result(self._engine_for(call).generate(call.messages, **call.options))
 
     async def _agenerate(
         self,
@@ -190,9 +265,10 @@ class ChatDeltaMem(SessionChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine = await self._aget_engine()
         with langchain_errors():
-            return self._result(await engine.agenerate(to_engine(messages), **self._options(stop, kwargs)))
+            call = self._call(messages, stop, kwargs)
+            engine = await self._aengine_for(call)
+            return call.result(await engine.agenerate(call.messages, **call.options))
 
     def _stream(
         self,
@@ -202,8 +278,9 @@ class ChatDeltaMem(SessionChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         with langchain_errors():
-            for item in self.get_engine().stream(to_engine(messages), **self._options(stop, kwargs)):
-                yield self._chunk(item)
+            call = self._call(messages, stop, kwargs)
+            for item in self._engine_for(call).stream(call.messages, **call.options):
+                yield call.chunk(item)
 
     async def _astream(
         self,
@@ -212,52 +289,32 @@ class ChatDeltaMem(SessionChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        engine = await self._aget_engine()
         with langchain_errors():
-            async for item in engine.astream(to_engine(messages), **self._options(stop, kwargs)):
-                yield self._chunk(item)
+            call = self._call(messages, stop, kwargs)
+            engine = await self._aengine_for(call)
+            items = cast("AsyncGenerator[str | Turn]", engine.astream(call.messages, **call.options))
+            async with aclosing(items):  # a reader who leaves early is known to have left
+                async for item in items:
+                    yield call.chunk(item)
 
-    def _options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The engine's keywords for one call: the model's own settings, overridden by the call's."""
+    def _call(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> EngineCall:
         if "session_id" not in kwargs:  # `generate` and its kind are called past `invoke`
             kwargs = self._resolved(None, kwargs)
-        if "session" in kwargs:
-            raise SessionError(f"session={kwargs['session']!r}: a call names its session by session_id=…")
-        call = {name: value for name, value in kwargs.items() if value is not None and name != "stream"}
-        if "max_new_tokens" not in call and "max_tokens" in call:
-            call["max_new_tokens"] = call.pop("max_tokens")
         own = {name: value for name in (*SAMPLING, "recent_messages") if (value := getattr(self, name)) is not None}
-        options = {**own, **call}
-        options["session"] = options.pop("session_id", None)
-        ends = self.stop if stop is None else stop
-        return {**options, "stop": () if ends is None else ends}
-
-    def _metadata(self, turn: Turn) -> dict[str, Any]:
-        metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": turn.finish_reason}
-        if turn.snapshot is not None:
-            metadata[HANDLE] = {"session": turn.session, "snapshot": turn.snapshot}
-        return metadata
-
-    def _result(self, turn: Turn) -> ChatResult:
-        message = AIMessage(
-            content=turn.reply.content, response_metadata=self._metadata(turn), usage_metadata=_usage(turn)
+        return EngineCall.parse(
+            messages,
+            keywords=kwargs,
+            settings=own,
+            stop=self.stop if stop is None else stop,
+            model=self._model_name,
+            adapter=self.adapter,
         )
-        return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _chunk(self, item: str | Turn) -> ChatGenerationChunk:
-        if isinstance(item, str):
-            return ChatGenerationChunk(message=AIMessageChunk(content=item))
-        last = AIMessageChunk(
-            content="", response_metadata=self._metadata(item), usage_metadata=_usage(item), chunk_position="last"
-        )
-        return ChatGenerationChunk(message=last)
+    def _engine_for(self, call: EngineCall) -> DeltaMemEngine:
+        if (call.model, call.adapter) == (self._model_name, self.adapter):
+            return self.get_engine()
+        store = self.store if self.engine is None else self.engine.store
+        return shared_engine(call.model, call.adapter, store, self.device, self.dtype)
 
-
-def _usage(turn: Turn) -> UsageMetadata:
-    usage = turn.usage
-    return UsageMetadata(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        input_token_details={"cache_read": usage.cached_tokens},
-    )
+    async def _aengine_for(self, call: EngineCall) -> DeltaMemEngine:
+        return await asyncio.to_thread(self._engine_for, call)

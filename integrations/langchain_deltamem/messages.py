@@ -1,25 +1,125 @@
 """LangChain messages to and from the engine's."""
 
-from collections.abc import Sequence
+import json
+import uuid
+from collections.abc import Collection, Sequence
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.utils.json import parse_partial_json
 
-from deltamem_agents import MessageError, MessageLike, Role
+from deltamem_agents import Message, MessageError, Role, Turn, as_messages, check_tool_messages
 
 HANDLE = "delta_mem"
 """Where a reply carries its session and snapshot, in `response_metadata`."""
+CALLS = {"tool_call", "tool_call_chunk", "tool_use", "function_call", "invalid_tool_call"}
+"""Content blocks that say again what `tool_calls` says."""
+THOUGHTS = {"reasoning", "thinking", "redacted_thinking"}
+"""Content blocks of what a model, maybe another one, thought on its way to a reply: no part of what was said."""
 
 
-def to_engine(messages: Sequence[BaseMessage]) -> list[MessageLike]:
+def to_engine(
+    messages: Sequence[BaseMessage], *, session: str | None = None, whole: bool = False
+) -> list[Message]:
     """Converts LangChain messages; ids and our own handles come along, so that the engine knows what it has seen.
 
+    Args:
+        messages: the messages.
+        session: whose memory the call uses. Replies that were made in another session come without their handle: to
+            this one they are context.
+        whole: whether there is nothing but these messages; then an answer of a tool needs its call among them.
+
     Raises:
-        MessageError: names a message of a kind, or with content, that a text model cannot take.
+        MessageError: names a message of a kind, or with content, that a text model cannot take; a tool's answer
+            without its call; no messages.
     """
-    return [
-        {"role": _role(position, message), "content": _text(position, message), "id": _id(message)}
-        for position, message in enumerate(messages)
+    names: dict[str, str] = {}
+    said: list[dict[str, object]] = []
+    for position, message in enumerate(messages):
+        plain: dict[str, object] = {"role": _role(position, message), "content": _text(position, message)}
+        plain["id"] = message.id
+        if isinstance(message, AIMessage):
+            plain |= _calls(message, str(plain["content"]))
+            plain["snapshot"] = _snapshot(message, session)
+            names |= {call["id"]: call["name"] for call in message.tool_calls if call["id"]}
+        if isinstance(message, ToolMessage):
+            plain["tool_call_id"] = message.tool_call_id
+            plain["name"] = message.name or names.get(message.tool_call_id)
+        said.append(plain)
+    converted = as_messages(said)
+    if whole:
+        broken = {call["id"] for m in messages if isinstance(m, AIMessage) for call in m.invalid_tool_calls}
+        check_tool_messages([m for m in converted if m.role != "tool" or m.tool_call_id not in broken])
+    return converted
+
+
+def reply_message(turn: Turn, metadata: dict[str, object], *, forced: bool) -> AIMessage:
+    """A turn's reply as LangChain's message. `forced`: the reply had to be a tool call."""
+    reply = turn.reply
+    return AIMessage(
+        content=reply.content,
+        tool_calls=[tool_call(name=call.name, args=call.arguments, id=call.id) for call in reply.tool_calls],
+        invalid_tool_calls=_cut_off(turn) if forced else [],
+        response_metadata=metadata,
+        usage_metadata=usage(turn),
+    )
+
+
+def last_chunk(turn: Turn, metadata: dict[str, object], *, forced: bool) -> AIMessageChunk:
+    """What a stream says after its text: the tool calls, and what a turn did."""
+    calls = [
+        tool_call_chunk(name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=index)
+        for index, call in enumerate(turn.reply.tool_calls)
     ]
+    for broken in _cut_off(turn) if forced else []:
+        if not _may_be_arguments(broken["args"]):  # LangChain would mend the text and make a call of it
+            calls.append(tool_call_chunk(name=None, args=broken["args"], id=broken["id"], index=0))
+    return AIMessageChunk(
+        content="",
+        tool_call_chunks=calls,
+        response_metadata=metadata,
+        usage_metadata=usage(turn),
+        chunk_position="last",
+    )
+
+
+def usage(turn: Turn) -> UsageMetadata:
+    """Tokens of a turn."""
+    tokens = turn.usage
+    return UsageMetadata(
+        input_tokens=tokens.prompt_tokens,
+        output_tokens=tokens.completion_tokens,
+        total_tokens=tokens.total_tokens,
+        input_token_details={"cache_read": tokens.cached_tokens},
+    )
+
+
+def _cut_off(turn: Turn) -> list[InvalidToolCall]:
+    """The call that a reply had to be, where there was no room for one."""
+    if turn.reply.tool_calls:
+        return []
+    error = (
+        f"the tool call was cut off after {turn.usage.completion_tokens} tokens ({turn.finish_reason}): raise "
+        "max_new_tokens, or leave out what stops it"
+    )
+    return [invalid_tool_call(name=None, args=turn.reply.content, id=f"call_{uuid.uuid4().hex[:24]}", error=error)]
+
+
+def _may_be_arguments(text: str | None) -> bool:
+    """Whether a text can be read as the beginning of a JSON object."""
+    try:
+        return isinstance(parse_partial_json(text or ""), dict)
+    except ValueError:
+        return False
 
 
 def _role(position: int, message: BaseMessage) -> Role:
@@ -29,8 +129,6 @@ def _role(position: int, message: BaseMessage) -> Role:
         (SystemMessage, "system"),
         (ToolMessage, "tool"),
     )
-    if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
-        raise MessageError(f"message {position} calls tools: ChatDeltaMem has no tool calling yet, expected text alone")
     for kind, role in kinds:
         if isinstance(message, kind):
             return role
@@ -48,6 +146,10 @@ def _text(position: int, message: BaseMessage) -> str:
             texts.append(block)
         elif block.get("type") == "text":
             texts.append(str(block["text"]))
+        elif isinstance(message, AIMessage) and block.get("type") in THOUGHTS:
+            continue
+        elif isinstance(message, AIMessage) and block.get("type") in CALLS:
+            _check_call(position, block.get("id") or block.get("call_id"), message)
         else:
             raise MessageError(
                 f"message {position} holds a block of type {block.get('type')!r}: this is a text model, expected text "
@@ -56,8 +158,27 @@ def _text(position: int, message: BaseMessage) -> str:
     return "\n".join(texts)
 
 
-def _id(message: BaseMessage) -> str | None:
+def _check_call(position: int, id: object, message: AIMessage) -> None:
+    known: Collection[object] = {call["id"] for call in (*message.tool_calls, *message.invalid_tool_calls)}
+    if id not in known:
+        raise MessageError(
+            f"message {position} holds a tool call, id {id!r}, in its content that is not among its tool_calls "
+            f"({', '.join(map(str, known)) or 'none'}): name it there"
+        )
+
+
+def _calls(message: AIMessage, content: str) -> dict[str, object]:
+    """The tool calls, and the text with what was meant to be one."""
+    calls: list[dict[str, object]] = [
+        {"name": call["name"], "arguments": call["args"], **({"id": call["id"]} if call["id"] else {})}
+        for call in message.tool_calls
+    ]
+    broken = [call["args"] for call in message.invalid_tool_calls if call["args"] and call["args"] not in content]
+    return {"tool_calls": calls, "content": "\n".join(part for part in (content, *broken) if part)}
+
+
+def _snapshot(message: AIMessage, session: str | None) -> str | None:
     handle = message.response_metadata.get(HANDLE)
-    if isinstance(handle, dict) and handle.get("snapshot"):
-        return str(handle["snapshot"])
-    return message.id
+    if not isinstance(handle, dict) or session is None or handle.get("session") != session:
+        return None
+    return str(handle["snapshot"]) if handle.get("snapshot") else None

@@ -70,7 +70,7 @@ def test_the_store_stops_growing(talked: Talked) -> None:
     assert KEEP <= len(talked.line) <= 2 * KEEP
 
 
-def test_texts_that_left_the_window_are_not_in_the_file(talked: Talked) -> None:
+def test_texts_of_pruned_turns_are_not_in_the_file(talked: Talked) -> None:
     found = [secret.encode() in talked.stored for secret in SECRETS]
-    assert not any(found[: TURNS - RECENT])  # a window holds up to 2 · RECENT messages, half of them the user's
-    assert all(found[TURNS - RECENT // 2 :])
+    assert not any(found[: TURNS - 2 * KEEP])  # pruning comes every few turns
+    assert all(found[TURNS - KEEP :])

@@ -1,0 +1,113 @@
+"""Structured output: how a schema is put to the model, and how its reply becomes an object again."""
+
+from operator import itemgetter
+from typing import Any, Literal, TypeAlias, get_args
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import Generation
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from deltamem_agents import ConfigError
+
+Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
+"""`function_calling`: a forced tool call, the schema is in the prompt. `json_schema`: the reply is held to the schema,
+which the prompt doesn't show. `json_mode`: the same, but keywords that cannot be enforced are let pass."""
+Schema: TypeAlias = dict[str, Any] | type
+FORMATS = ("text", "json_object", "json_schema", "regex", "lark")
+"""Types of the engine's own response formats."""
+
+
+def check_method(method: str, schema: object) -> None:
+    """Checks a way to structured output.
+
+    Raises:
+        ConfigError: unknown, or it needs a schema.
+    """
+    if method not in get_args(Method):
+        raise ConfigError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
+    if schema is None and method != "json_mode":
+        raise ConfigError(f"method {method!r} needs a schema: a pydantic class, a TypedDict or a JSON schema, got None")
+
+
+def as_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]:
+    """The engine's format for what a caller gives as one.
+
+    Args:
+        given: the engine's own dict, which is OpenAI's; a pydantic class, a TypedDict or a JSON schema; None: any JSON
+            object.
+        strict: True: all properties are required, and there are no others. False: keywords that cannot be enforced are
+            let pass. None: they are an error. Counts where the format itself doesn't say.
+
+    Raises:
+        ConfigError: no schema can be made of what is given.
+    """
+    if given is None:
+        return {"type": "json_object"}
+    if isinstance(given, dict) and given.get("type") in FORMATS:
+        named = given.get("json_schema")
+        if strict is None or not isinstance(named, dict):
+            return given
+        return {**given, "json_schema": {"strict": strict, **named}}
+    try:
+        name, schema = tool_name(given), convert_to_json_schema(given, strict=strict)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"no schema can be made of {given!r} ({error}): expected a pydantic class, a TypedDict or a JSON schema "
+            "with a title"
+        ) from error
+    named = {"name": name, "schema": schema}
+    return {"type": "json_schema", "json_schema": named if strict is None else {**named, "strict": strict}}
+
+
+def tool_name(schema: Schema) -> str:
+    """What the tool of a schema is called."""
+    return str(convert_to_openai_tool(schema)["function"]["name"])
+
+
+def parser(schema: Schema | None, method: Method) -> Runnable[AIMessage, Any]:
+    """Makes objects of replies: of the schema's class where that is a pydantic one, else dicts."""
+    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+    if method == "function_calling":
+        if is_class:
+            return _ObjectParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
+        assert schema is not None
+        return _DictParser(key_name=tool_name(schema), first_tool_only=True)
+    if is_class:
+        return PydanticOutputParser(pydantic_object=schema)  # type: ignore[arg-type]
+    return JsonOutputParser()
+
+
+class _DictParser(JsonOutputKeyToolsParser):
+    """Refuses a message without a call, for which LangChain's own gives None."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        return _there(super().parse_result(result, partial=partial), result, partial)
+
+
+class _ObjectParser(PydanticToolsParser):
+    """Likewise, for pydantic classes."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        return _there(super().parse_result(result, partial=partial), result, partial)
+
+
+def _there(parsed: Any, result: list[Generation], partial: bool) -> Any:
+    if parsed is None and not partial:
+        said = result[0].text
+        raise OutputParserException(
+            f"the reply holds no object ({said[:80]!r}), expected a tool call: if it was cut off, raise max_new_tokens",
+            llm_output=said,
+        )
+    return parsed
+
+
+def with_raw(model: Runnable[Any, AIMessage], parse: Runnable[AIMessage, Any]) -> Runnable[Any, dict[str, Any]]:
+    """The reply as it came, what was made of it, and what went wrong in that: keys raw, parsed, parsing_error."""
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parse, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
