@@ -97,8 +97,8 @@ def test_the_shipped_adapter_recalls_what_it_was_told(
     model: DeltaMemModel, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
     with DeltaMemEngine(model, loaded[1], store=":memory:") as engine:
-        report = evaluate_recall(engine, episodes=40, facts=(1,), values=("listed",), seed=1)
-    rates = {row.condition: row.rate for row in report.rows}
+        report = evaluate_recall(engine, rows=["facts-1"], episodes=40, seeds=[1])
+    rates = {condition: share.value for condition, share in report.lines[0].shares.items()}
     assert rates["own"] > 0.7
     assert rates["swapped"] < 0.2
     assert rates["frozen"] < 0.2

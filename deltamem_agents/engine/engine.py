@@ -117,6 +117,7 @@ class DeltaMemEngine:
         transcript: Transcript = "window",
         keep_snapshots: int | None = 64,
         cache_bytes: int = 2**30,
+        max_batch: int = 16,
     ) -> Self:
         """Loads a model and its adapter; the other arguments are those of the class.
 
@@ -132,6 +133,7 @@ class DeltaMemEngine:
             transcript: which messages' texts the store keeps.
             keep_snapshots: how many turns one can go back.
             cache_bytes: budget for KV caches of sessions between turns.
+            max_batch: how many turns decode together at most.
 
         Raises:
             BackboneError: the model cannot be found or loaded.
@@ -151,6 +153,7 @@ class DeltaMemEngine:
             transcript=transcript,
             keep_snapshots=keep_snapshots,
             cache_bytes=cache_bytes,
+            max_batch=max_batch,
         )
 
     @classmethod

@@ -78,8 +78,8 @@ class RecallReport:
         """The table in Markdown, with 95 % intervals."""
         lines = [
             "The exact value in a free greedy answer through the engine: told live, one message at a time, each",
-            "answered by the model; asked with nothing of it in the prompt; phrasings that training never saw. 95 % intervals:",
-            "Wilson's for shares, bootstrap for changes.",
+            "answered by the model; asked with nothing of it in the prompt; phrasings that training never saw. 95 %",
+            "intervals: Wilson's for shares, bootstrap for changes.",
             "",
             *(f"- {name}: {value}" for name, value in self.circumstances.items()),
             "",

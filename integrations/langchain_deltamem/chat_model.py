@@ -17,11 +17,11 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from deltamem_agents import DeltaMemEngine, GenerationOptions, StateStore, Turn
 from langchain_deltamem.calls import EngineCall
 from langchain_deltamem.engines import shared_engine
-from langchain_deltamem.errors import check_options, langchain_errors
+from langchain_deltamem.errors import langchain_errors
 from langchain_deltamem.messages import to_engine
 from langchain_deltamem.profiles import model_profile
 from langchain_deltamem.sessions import SessionChatModel
-from langchain_deltamem.structured import Method, Schema, as_format, check_method, parser, tool_name, with_raw
+from langchain_deltamem.structured import Method, Schema, checked_format, parser, schema_keywords, with_raw
 from langchain_deltamem.tools import ToolLike, engine_tools, tool_keywords
 
 ENGINE = ("model", "adapter", "store", "device", "dtype")
@@ -135,8 +135,7 @@ class ChatDeltaMem(SessionChatModel):
         """
         given = tool_keywords(tools, choice=tool_choice, parallel=parallel_tool_calls, strict=strict)
         if response_format is not None:
-            given["response_format"] = as_format(response_format, strict=strict)
-            check_options({"response_format": given["response_format"]})
+            given["response_format"] = checked_format(response_format, strict=strict)
         return self.bind(**given, **kwargs)
 
     def with_structured_output(
@@ -165,19 +164,8 @@ class ChatDeltaMem(SessionChatModel):
             GenerationError: nothing can be generated for the schema.
         """
         with langchain_errors():
-            check_method(method, schema)
-            traced: dict[str, Any] = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
-            if method == "function_calling":
-                assert schema is not None
-                tool = tool_name(schema)
-                kwargs |= tool_keywords([schema], choice=tool, strict=strict)
-            else:
-                lenient = False if method == "json_mode" and strict is None else strict
-                kwargs["response_format"] = as_format(schema, strict=lenient)
-                check_options({"response_format": kwargs["response_format"]})
-        if schema is not None:
-            kwargs["ls_structured_output_format"] = traced
-        model, parse = self.bind(**kwargs), parser(schema, method)
+            given = schema_keywords(schema, method=method, strict=strict)
+        model, parse = self.bind(**given, **kwargs), parser(schema, method)
         return with_raw(model, parse) if include_raw else model | parse
 
     def get_num_tokens_from_messages(
@@ -311,10 +299,15 @@ class ChatDeltaMem(SessionChatModel):
         )
 
     def _engine_for(self, call: EngineCall) -> DeltaMemEngine:
-        if (call.model, call.adapter) == (self._model_name, self.adapter):
+        if self._is_own(call):
             return self.get_engine()
         store = self.store if self.engine is None else self.engine.store
         return shared_engine(call.model, call.adapter, store, self.device, self.dtype)
 
     async def _aengine_for(self, call: EngineCall) -> DeltaMemEngine:
-        return await asyncio.to_thread(self._engine_for, call)
+        if self.engine is not None and self._is_own(call):
+            return self.engine
+        return await asyncio.to_thread(self._engine_for, call)  # it may have to be loaded
+
+    def _is_own(self, call: EngineCall) -> bool:
+        return (call.model, call.adapter) == (self._model_name, self.adapter)

@@ -104,12 +104,12 @@ def usage(turn: Turn) -> UsageMetadata:
 
 
 def _cut_off(turn: Turn) -> list[InvalidToolCall]:
-    """The call that a reply had to be, where there was no room for one."""
+    """The call that a reply had to be, where it is none: mostly there was no room for it."""
     if turn.reply.tool_calls:
         return []
     error = (
-        f"the tool call was cut off after {turn.usage.completion_tokens} tokens ({turn.finish_reason}): raise "
-        "max_new_tokens, or leave out what stops it"
+        f"the reply of {turn.usage.completion_tokens} tokens is no tool call (finish reason {turn.finish_reason!r}): "
+        "if it was cut off, raise max_new_tokens or leave out what stops it"
     )
     return [invalid_tool_call(name=None, args=turn.reply.content, id=f"call_{uuid.uuid4().hex[:24]}", error=error)]
 

@@ -9,10 +9,12 @@ from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from deltamem_agents import ConfigError
+from langchain_deltamem.errors import check_options
+from langchain_deltamem.tools import engine_tools, tool_keywords
 
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
 """`function_calling`: a forced tool call, the schema is in the prompt. `json_schema`: the reply is held to the schema,
@@ -22,16 +24,36 @@ FORMATS = ("text", "json_object", "json_schema", "regex", "lark")
 """Types of the engine's own response formats."""
 
 
-def check_method(method: str, schema: object) -> None:
-    """Checks a way to structured output.
+def schema_keywords(schema: Schema | None, *, method: str, strict: bool | None) -> dict[str, object]:
+    """The call's keywords for replies that are objects of a schema.
 
     Raises:
-        ConfigError: unknown, or it needs a schema.
+        ConfigError: the method is unknown or needs a schema, or what is given is none.
+        GenerationError: nothing can be generated for the schema.
     """
     if method not in get_args(Method):
         raise ConfigError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
     if schema is None and method != "json_mode":
         raise ConfigError(f"method {method!r} needs a schema: a pydantic class, a TypedDict or a JSON schema, got None")
+    if schema is None or method != "function_calling":
+        lenient = False if method == "json_mode" and strict is None else strict
+        keywords: dict[str, object] = {"response_format": checked_format(schema, strict=lenient)}
+    else:
+        keywords = tool_keywords([schema], choice=tool_name(schema), strict=strict)
+    traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
+    return keywords if schema is None else {**keywords, "ls_structured_output_format": traced}
+
+
+def checked_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]:
+    """`as_format`, checked.
+
+    Raises:
+        ConfigError: no schema can be made of what is given.
+        GenerationError: there can be no reply of this format.
+    """
+    format = as_format(given, strict=strict)
+    check_options({"response_format": format})
+    return format
 
 
 def as_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]:
@@ -65,8 +87,14 @@ def as_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]
 
 
 def tool_name(schema: Schema) -> str:
-    """What the tool of a schema is called."""
-    return str(convert_to_openai_tool(schema)["function"]["name"])
+    """What the tool of a schema is called.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    function = engine_tools([schema])[0]["function"]
+    assert isinstance(function, dict)
+    return str(function["name"])
 
 
 def parser(schema: Schema | None, method: Method) -> Runnable[AIMessage, Any]:

@@ -1,13 +1,11 @@
 """A LangGraph thread as its user sees it, and what a session must hold after whatever is done to it."""
 
 import asyncio
-import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
@@ -17,24 +15,7 @@ from deltamem_agents import DeltaMemEngine, MemoryState, Message
 from langchain_deltamem import ChatDeltaMem
 from tests.engine.ledger import WrittenTokens
 from tests.engine.reference import NaiveSession, message_ids
-
-
-class Seeds(AgentMiddleware):
-    """Another seed for each call, so that asking again gets another reply."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = itertools.count()
-
-    def wrap_model_call(
-        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
-    ) -> ModelResponse[Any]:
-        return handler(request.override(model_settings={**request.model_settings, "seed": next(self.numbers)}))
-
-    async def awrap_model_call(
-        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
-    ) -> ModelResponse[Any]:
-        return await handler(request.override(model_settings={**request.model_settings, "seed": next(self.numbers)}))
+from tests.langchain.steering import Seeds
 
 
 def seeded_agent(model: ChatDeltaMem, **options: Any) -> Any:
@@ -72,8 +53,8 @@ class Talk:
         self.run(None, self.before_reply(turn).config)
 
     def edit(self, turn: int, text: str) -> None:
-        """Another message instead of one: from the checkpoint before it."""
-        self.run({"messages": [HumanMessage(text)]}, self.after(turn - 1).config)
+        """Another message instead of one, not the first: from the checkpoint before it."""
+        self.run({"messages": [HumanMessage(text)]}, self.after(max(turn, 2) - 1).config)
 
     def travel(self, turn: int, text: str) -> None:
         """Goes on from an old checkpoint."""
@@ -138,20 +119,26 @@ class Line:
 
     def follow(self, thread: str, visible: Sequence[BaseMessage]) -> None:
         """Takes in a thread after a turn."""
-        said = [plain(message) for message in visible]
-        point, base = 0, -1
-        for number, (label, turn) in enumerate(self.turns):
-            if label == thread and said[point : point + len(turn)] == turn and point + len(turn) < len(said):
-                point, base = point + len(turn), number
-        others = [label for label, _ in self.turns[base + 1 :] if label != thread]
-        mine = [label for label, _ in self.turns[base + 1 :] if label == thread]
-        new = said[point:]
+        *said, reply = [plain(message) for message in visible]
+        places = {m.id: (number, place) for number, (_, turn) in enumerate(self.turns) for place, m in enumerate(turn)}
+        held = {m.id: m for _, turn in self.turns for m in turn}  # of an id that is there twice, the last
+        known = [number for number, m in enumerate(said) if held.get(m.id) == m]
+        new, kept, since = said, list[Message](), len(self.turns)
+        if known:
+            new = said[known[-1] + 1 :]
+            since, place = places[said[known[-1]].id]
+            kept = self.turns[since][1][: place + 1]
+            if kept == self.turns[since][1]:
+                kept, since = [], since + 1
+        elif said[0].id in places:
+            since, _ = places[said[0].id]
+        mine = any(label == thread for label, _ in self.turns[since:])
+        others = any(label != thread for label, _ in self.turns[since:])
         if mine and others:
-            self.appended = True
-            new = [message for message in new if message not in self.messages]
+            self.appended, kept = True, []
         elif mine:
-            del self.turns[base + 1 :]
-        self.turns.append((thread, new))
+            del self.turns[since:]
+        self.turns.append((thread, [*kept, *new, reply]))
 
     def state(self, engine: DeltaMemEngine) -> MemoryState:
         """That of a fresh session which is told the visible line."""
@@ -161,15 +148,18 @@ class Line:
         return naive.state
 
     def check(self, engine: DeltaMemEngine, written: WrittenTokens, session: str = "alice") -> None:
-        """The ledger, the tokens behind the state, and the state itself."""
+        """The ledger, and the tokens behind the state."""
         head = engine.session(session).info.head
         line = [] if head is None else engine.store.line(head)
         held = [(turn.thread, [entry.digest for entry in turn.entries]) for turn in line]
         assert held == [(thread, [message.digest() for message in turn]) for thread, turn in self.turns]
         state, roles = engine.state(session), engine.model.adapter.config.absorb_roles
         assert written.behind(state) == [i for m in self.messages if m.role in roles for i in message_ids(m)]
+
+    def check_state(self, engine: DeltaMemEngine, session: str = "alice") -> None:
+        """The state itself."""
         if not self.appended:
-            assert near(state, self.state(engine))
+            assert near(engine.state(session), self.state(engine))
 
 
 def plain(message: BaseMessage) -> Message:

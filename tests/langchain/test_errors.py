@@ -1,6 +1,7 @@
 """What cannot be served is refused in words that LangChain's users know, and changes no session."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import langchain_core.exceptions
@@ -17,8 +18,15 @@ from langchain_core.messages import (
 )
 
 import deltamem_agents
-from deltamem_agents import DeltaMemEngine, GenerationError, Message, MessageError, SessionError
-from deltamem_agents.messages import as_messages
+from deltamem_agents import (
+    AdapterError,
+    BackboneError,
+    DeltaMemEngine,
+    GenerationError,
+    Message,
+    MessageError,
+    SessionError,
+)
 from langchain_deltamem import ChatDeltaMem
 from langchain_deltamem.messages import to_engine
 
@@ -29,7 +37,7 @@ IMAGE: Any = [{"type": "text", "text": "What is this?"}, {"type": "image", "url"
 def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Each way to call a model, to its end."""
 
-    async def run(model: ChatDeltaMem, messages: Any, **kwargs: Any) -> object:
+    async def run(model: Any, messages: Any, **kwargs: Any) -> object:
         if request.param == "ainvoke":
             return await model.ainvoke(messages, **kwargs)
         if request.param == "astream":
@@ -73,6 +81,51 @@ class TestCalls:
         with pytest.raises(MessageError, match="message 0 is not valid"):
             await call(model, "\ud800")
 
+    async def test_an_answer_without_its_call(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        """Where there is no session that might hold it."""
+        call_ = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])
+        history = [HumanMessage("hello"), call_, ToolMessage("done", tool_call_id="1")]
+        await call(model, history)
+        with pytest.raises(MessageError, match=r"message 2 is a tool's answer with tool_call_id='2'.*\(calls: 1\)"):
+            await call(model, [*history[:2], ToolMessage("done", tool_call_id="2")])
+        with pytest.raises(MessageError, match=r"message 0 is a tool's answer"):
+            await call(model, history[2:], session_id="alice", memory="off")
+        await call(model, history[2:], session_id="alice")
+
+    @pytest.mark.parametrize(
+        "keywords",
+        [
+            {"temprature": 1},
+            {"temperature": -1},
+            {"session": "alice"},
+            {"session_id": " alice"},
+            {"tools": [{"name": "f"}], "tool_choice": "g"},
+            {"tools": "f"},
+            {"response_format": {"type": "json_schema"}},
+            {"response_format": {"type": "yaml"}},
+            {"response_format": {"type": "regex", "regex": "("}},
+            {"recent_messages": -1},
+        ],
+        ids=str,
+    )
+    async def test_langchain_knows_an_invalid_request(
+        self, model: ChatDeltaMem, call: Callable[..., Any], keywords: dict[str, Any]
+    ) -> None:
+        """Its retries leave such calls alone."""
+        with pytest.raises(langchain_core.exceptions.ModelInvalidRequestError) as caught:
+            await call(model, "hello", **keywords)
+        assert isinstance(caught.value, deltamem_agents.DeltaMemError)
+        assert not caught.value.is_retryable
+
+    async def test_a_model_that_is_not_there(self, call: Callable[..., Any], folders: tuple[Path, Path]) -> None:
+        with pytest.raises(langchain_core.exceptions.ModelNotFoundError) as caught:
+            await call(ChatDeltaMem(model=str(folders[0] / "none"), adapter=str(folders[1])), "hello")
+        assert isinstance(caught.value, BackboneError)
+
+    async def test_another_model_needs_an_adapter(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        with pytest.raises(AdapterError, match=r"no adapter ships for some/model: pass adapter=…"):
+            await call(model.bind(model="some/model"), "hello")
+
     async def test_a_bad_message_leaves_the_session(
         self, model: ChatDeltaMem, engine: DeltaMemEngine, call: Callable[..., Any]
     ) -> None:
@@ -90,12 +143,12 @@ class TestMessages:
             AIMessage([], id="a"),
             ToolMessage("four", tool_call_id="t", id="m"),
         ]
-        assert as_messages(to_engine(messages)) == [
+        assert to_engine(messages) == [
             Message(role="system", content="Be kind."),
             Message(role="user", content="one\ntwo", id="h"),
             Message(role="assistant", content="three", id="lc_run--1"),
             Message(role="assistant", content="", id="a"),
-            Message(role="tool", content="four", id="m"),
+            Message(role="tool", content="four", id="m", tool_call_id="t"),
         ]
 
     @pytest.mark.parametrize(
@@ -108,7 +161,15 @@ class TestMessages:
             (ChatMessage(content="x", role="narrator"), "message 1 is a ChatMessage"),
             (RemoveMessage(id="x"), "message 1 is a RemoveMessage"),
             (HumanMessage(IMAGE), "message 1 holds a block of type 'image': this is a text model"),
-            (AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), "message 1 calls tools"),
+            (
+                AIMessage([{"type": "tool_use", "id": "1", "name": "f", "input": {}}]),
+                r"message 1 holds a tool call, id '1', .* not among its tool_calls \(none\)",
+            ),
+            (
+                AIMessage("", tool_calls=[{"name": "f", "args": {"a": float("nan")}, "id": "1"}]),
+                "message 1 is not valid",
+            ),
+            (ToolMessage(IMAGE, tool_call_id="1"), "message 1 holds a block of type 'image'"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseMessage) else "",
     )
@@ -119,4 +180,15 @@ class TestMessages:
     @pytest.mark.parametrize("handle", ["text", {}, {"session": "alice"}, None])
     def test_a_strange_handle_is_none(self, handle: object) -> None:
         message = AIMessage("x", id="m", response_metadata={"delta_mem": handle})
-        assert as_messages(to_engine([message]))[0].id == "m"
+        (converted,) = to_engine([message], session="alice")
+        assert (converted.id, converted.snapshot) == ("m", None)
+
+    def test_a_handle_counts_in_its_own_session(self) -> None:
+        """To another session the reply is context, which may come from anywhere."""
+        message = AIMessage("x", id="m", response_metadata={"delta_mem": {"session": "alice", "snapshot": "s"}})
+        found = [to_engine([message], session=session)[0] for session in ("alice", "bob", None)]
+        assert [(m.id, m.snapshot) for m in found] == [("m", "s"), ("m", None), ("m", None)]
+
+    def test_what_another_model_thought_is_left_out(self) -> None:
+        message = AIMessage([{"type": "reasoning", "reasoning": "Hm."}, {"type": "text", "text": "Yes."}])
+        assert to_engine([message])[0].content == "Yes."

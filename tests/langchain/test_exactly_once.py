@@ -73,15 +73,21 @@ class TestFullHistory:
         assert [entry.message_id for entry in entries] == ["h1", reply.response_metadata[HANDLE]["snapshot"]]
         assert reply.id is not None
         assert reply.id.startswith("lc_run-")  # core's own, kept
-        assert dict(to_engine([reply])[0])["id"] == info.head
+        handed_on = to_engine([reply], session="alice")[0]
+        assert (handed_on.id, handed_on.snapshot) == (reply.id, info.head)
+        assert to_engine([reply], session="bob")[0].snapshot is None
 
-    def test_an_edited_reply_with_its_handle_is_not_new(self, alice: ChatDeltaMem, said: Said) -> None:
-        """Guards and formatters rewrite replies; the handle says which one it was."""
-        first = alice.invoke("hello")
-        before = said("alice")
-        rewritten = first.model_copy(update={"content": "(redacted)"})
-        second = alice.invoke([HumanMessage("hello"), rewritten, HumanMessage("more")])
-        assert said("alice") == [*before, ("user", "more"), ("assistant", second.content)]
+    @pytest.mark.parametrize("handle", [True, False])
+    def test_an_edited_reply_is_what_was_said(self, alice: ChatDeltaMem, said: Said, handle: bool) -> None:
+        """Guards and formatters rewrite replies; what they let through takes the place of what was generated."""
+        hello = HumanMessage("hello", id="1")
+        first = alice.invoke([hello])
+        bare = AIMessage("(redacted)", id=first.id)
+        rewritten = first.model_copy(update={"content": "(redacted)"}) if handle else bare
+        history = [hello, rewritten, HumanMessage("more", id="2")]
+        assert said("alice") == lines([hello, first])
+        second = alice.invoke(history)
+        assert said("alice") == lines([*history, second])
 
     def test_replies_that_were_not_kept_come_in_later(self, alice: ChatDeltaMem, said: Said) -> None:
         """A turn in mode "read" is no part of the session until a history that has it is."""

@@ -10,11 +10,17 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd, dumps
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
 from pydantic import BaseModel, ValidationError
 
 from deltamem_agents import DeltaMemEngine, GenerationError, MemoryStore, bundled_is_cached
 from langchain_deltamem import ChatDeltaMem
+from tests.langchain.conftest import CONTEXT
+
+
+def double(number: int) -> int:
+    """Doubles a number."""
+    return 2 * number
 
 
 @pytest.fixture
@@ -56,12 +62,6 @@ class TestConstructor:
 
     def test_nothing_is_loaded(self) -> None:
         ChatDeltaMem(model="no/such-model", session_id="alice")
-
-    def test_tools_are_not_there_yet(self, model: ChatDeltaMem) -> None:
-        with pytest.raises(NotImplementedError, match="no tool calling or structured output yet"):
-            model.bind_tools([])
-        with pytest.raises(NotImplementedError, match="no tool calling or structured output yet"):
-            model.with_structured_output({"title": "Answer", "type": "object", "properties": {}})
 
 
 class TestEngines:
@@ -196,8 +196,67 @@ class TestTokens:
 
     def test_counting(self, model: ChatDeltaMem) -> None:
         assert model.get_num_tokens("dög") == 4
-        messages = [HumanMessage("hi"), AIMessage("ho")]
-        assert model.get_num_tokens_from_messages(messages) == len("Human: hi") + len("AI: ho")
+        assert model.get_num_tokens_from_messages([]) == 0
+
+    @pytest.mark.parametrize("tools", [None, [double]])
+    def test_messages_are_counted_as_the_prompt_shows_them(self, model: ChatDeltaMem, tools: Any) -> None:
+        messages = [
+            SystemMessage("Be kind."),
+            HumanMessage("hi"),
+            AIMessage("", tool_calls=[{"name": "double", "args": {"number": 1}, "id": "1"}]),
+            ToolMessage("2", tool_call_id="1"),
+        ]
+        reply = (model.bind_tools(tools) if tools else model).invoke(messages)
+        assert isinstance(reply, AIMessage)
+        assert reply.usage_metadata is not None
+        assert model.get_num_tokens_from_messages(messages, tools) == reply.usage_metadata["input_tokens"]
+
+    def test_trimming_by_tokens(self, model: ChatDeltaMem) -> None:
+        messages = [HumanMessage("one"), AIMessage("two"), HumanMessage("three")]
+        limit = model.get_num_tokens_from_messages(messages) - 1
+        trimmed = trim_messages(messages, max_tokens=limit, token_counter=model, strategy="last", start_on="human")
+        assert trimmed == messages[2:]
 
     def test_a_counter_of_one_s_own(self, engine: DeltaMemEngine) -> None:
-        assert ChatDeltaMem(engine=engine, custom_get_token_ids=lambda text: [0]).get_num_tokens("hello") == 1
+        model = ChatDeltaMem(engine=engine, custom_get_token_ids=lambda text: [0])
+        assert model.get_num_tokens("hello") == 1
+        assert model.get_num_tokens_from_messages([HumanMessage("hi"), AIMessage("ho")]) == 2
+
+
+class TestProfile:
+    def test_it_says_what_the_model_can_do(self, model: ChatDeltaMem) -> None:
+        assert model.profile is not None
+        able = {name for name, value in model.profile.items() if value is True}
+        assert {"tool_calling", "tool_choice", "structured_output", "text_inputs"} <= able
+        assert model.profile["image_inputs"] is False
+        assert model.profile["max_input_tokens"] == CONTEXT
+
+    def test_the_context_is_read_off_a_folder(self, named: ChatDeltaMem) -> None:
+        assert named.profile is not None
+        assert named.profile["max_input_tokens"] == CONTEXT
+
+    def test_a_hub_id_is_not_looked_up(self) -> None:
+        profile = ChatDeltaMem(model="no/such-model").profile
+        assert profile is not None
+        assert "max_input_tokens" not in profile
+
+    def test_one_s_own(self, engine: DeltaMemEngine) -> None:
+        assert ChatDeltaMem(engine=engine, profile={"max_input_tokens": 7}).profile == {"max_input_tokens": 7}
+
+
+class TestModelOverride:
+    """A call may name another model; it has an engine of its own, and the same store."""
+
+    def test_of_a_call(self, model: ChatDeltaMem, folders: tuple[Path, Path], engine: DeltaMemEngine) -> None:
+        other = {"model": str(folders[0]), "adapter": str(folders[1])}
+        reply = model.invoke("hello", session_id="alice", **other)
+        assert reply.response_metadata["model_name"] == other["model"]
+        assert engine.store.session("alice") is not None
+        assert model.invoke("hello", **other).content == model.invoke("hello").content
+
+    async def test_async(self, named: ChatDeltaMem, folders: tuple[Path, Path]) -> None:
+        again = await named.ainvoke("hello", model=str(folders[0]))
+        assert again.content == (await named.ainvoke("hello")).content
+
+    def test_its_own_name_is_no_other(self, model: ChatDeltaMem) -> None:
+        assert model.invoke("hello", model="LlamaForCausalLM").content == model.invoke("hello").content

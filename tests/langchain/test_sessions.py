@@ -14,9 +14,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from deltamem_agents import DeltaMemEngine, SessionError
-from langchain_deltamem import ChatDeltaMem
+from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
+from tests.langchain.steering import Calls
 
 ALICE: RunnableConfig = {"configurable": {"session_id": "alice"}}
+ALICE_IN_T1: RunnableConfig = {"configurable": {"session_id": "alice", "thread_id": "t1"}}
 HELLO: Any = {"messages": [("user", "hello")]}
 Said = Callable[[str], list[tuple[str, str]]]
 
@@ -69,6 +71,7 @@ class TestOrder:
         alice = model.with_session("alice")
         alice.invoke("hello")
         before = said("alice")
+        assert before
         assert alice.invoke("and?", memory="off").content == model.invoke("and?").content
         alice.invoke("and?", memory="read")
         alice.model_copy(update={"memory": "read"}).invoke("and?")
@@ -129,15 +132,6 @@ class TestRunnables:
         replies = model.batch(["I am Alice.", "I am Bob."], configs)
         assert said("alice") == [("user", "I am Alice."), ("assistant", replies[0].content)]
         assert said("bob") == [("user", "I am Bob."), ("assistant", replies[1].content)]
-
-    async def test_batch_within_a_session(self, model: ChatDeltaMem, said: Said) -> None:
-        """The engine takes turns one after the other: each is kept, once."""
-        replies = model.batch(["one", "two", "three"], ALICE)
-        replies += await model.abatch(["four", "five"], ALICE)
-        turns = list(zip(said("alice")[::2], said("alice")[1::2], strict=True))
-        texts = ["one", "two", "three", "four", "five"]
-        expected = [(("user", t), ("assistant", r.content)) for t, r in zip(texts, replies, strict=True)]
-        assert sorted(turns) == sorted(expected)
 
     def test_configurable_fields(self, model: ChatDeltaMem) -> None:
         """These make a new model with every field of the old one, the engine among them."""
@@ -245,11 +239,126 @@ class TestAgents:
         assert [text for role, text in said("bob") if role == "user"] == ["hello", "more"]
 
 
+class TestThreads:
+    """One user, many threads: one memory, and a label for each line of conversation."""
+
+    def test_session_from_thread(self, engine: DeltaMemEngine, names: Names) -> None:
+        model = ChatDeltaMem(engine=engine, max_new_tokens=6, session_from="thread_id", session_id="mine")
+        assert session_of(model.invoke("hello", {"configurable": {"thread_id": 7}})) == "7"
+        both: RunnableConfig = {"configurable": {"thread_id": "t1", "session_id": "alice"}}
+        assert session_of(model.invoke("hello", both)) == "alice"
+        assert session_of(model.invoke("hello", both, session_id="bob")) == "bob"
+        assert session_of(model.invoke("hello")) == "mine"
+        assert names() == ["7", "alice", "bob", "mine"]
+
+    def test_threads_of_one_user_are_labelled(self, model: ChatDeltaMem, engine: DeltaMemEngine) -> None:
+        agent = create_agent(model.with_session("alice"), checkpointer=InMemorySaver())
+        for thread in ("t1", "t2", "t1"):
+            agent.invoke(HELLO, {"configurable": {"thread_id": thread}})
+        assert [turn.thread for turn in engine.session("alice").log()] == ["t1", "t2", "t1"]
+
+    def test_agents_that_are_nodes_undo_nothing_of_each_other(self, model: ChatDeltaMem, said: Said) -> None:
+        """Each has messages of its own, under the thread that they share."""
+        talks: dict[str, list[Any]] = {"writer": [], "critic": []}
+
+        def node(name: str) -> Any:
+            def talk(state: MessagesState) -> dict[str, Any]:
+                inner = create_agent(model).invoke({"messages": [*talks[name], HumanMessage(f"to the {name}")]})
+                talks[name] = inner["messages"]
+                return {"messages": []}
+
+            return talk
+
+        builder = StateGraph(MessagesState)
+        for name in talks:
+            builder.add_node(name, node(name))
+        builder.add_edge(START, "writer")
+        builder.add_edge("writer", "critic")
+        builder.add_edge("critic", END)
+        graph = builder.compile(checkpointer=InMemorySaver())
+        config: RunnableConfig = {"configurable": {"thread_id": "t1", "session_id": "alice"}}
+        for _ in range(3):
+            graph.invoke(HELLO, config)
+        assert [text for role, text in said("alice") if role == "user"] == ["to the writer", "to the critic"] * 3
+        assert {turn.thread for turn in model.get_engine().session("alice").log()} == {"t1/writer", "t1/critic"}
+
+
+class TestInsideTools:
+    """A tool inherits the config of the agent that calls it, and with it whose memory the agent has."""
+
+    def run(self, model: ChatDeltaMem, work: Callable[[], Any]) -> Any:
+        """An agent whose model must call a tool that does some work."""
+
+        def look_up() -> str:
+            """Looks something up."""
+            return str(work())
+
+        agent = create_agent(model, [look_up], middleware=[Calls("look_up")], checkpointer=InMemorySaver())
+        return agent.invoke(HELLO, ALICE_IN_T1)["messages"]
+
+    def test_a_subagent_is_kept_apart(self, model: ChatDeltaMem, said: Said, names: Names) -> None:
+        subagent = create_agent(model)
+        work = RunnableLambda(lambda _: subagent.invoke({"messages": [("user", "a task")]})["messages"][-1])
+        assert self.run(model, lambda: session_of(work.invoke("")))[2].content == "None"
+        assert [role for role, _ in said("alice")] == ["user", "assistant", "tool", "assistant"]
+        assert "a task" not in [text for _, text in said("alice")]
+        assert names() == ["alice"]
+
+    def test_so_is_the_model_itself(self, model: ChatDeltaMem, said: Said) -> None:
+        """Also where the session is the model's own."""
+        mine = model.with_session("mine")
+        work = RunnableLambda(lambda _: mine.invoke("Grade this."))
+        agent_config: RunnableConfig = {"configurable": {"thread_id": "t1"}}
+
+        def look_up() -> str:
+            """Looks something up."""
+            return str(session_of(work.invoke("")))
+
+        agent = create_agent(mine, [look_up], middleware=[Calls("look_up")])
+        assert agent.invoke(HELLO, agent_config)["messages"][2].content == "None"
+        assert "Grade this." not in [text for _, text in said("mine")]
+
+    async def test_an_async_one_too(self, model: ChatDeltaMem, said: Said) -> None:
+        subagent = create_agent(model)
+
+        async def look_up() -> str:
+            """Looks something up."""
+            state: Any = await subagent.ainvoke({"messages": [("user", "a task")]})
+            return str(session_of(state["messages"][-1]))
+
+        agent = create_agent(model, [look_up], middleware=[Calls("look_up")], checkpointer=InMemorySaver())
+        messages = (await agent.ainvoke(HELLO, ALICE_IN_T1))["messages"]
+        assert messages[2].content == "None"
+        assert "a task" not in [text for _, text in said("alice")]
+
+    def test_a_session_that_the_call_names_counts(self, model: ChatDeltaMem, said: Said) -> None:
+        middleware = DeltaMemMiddleware(session=lambda runtime: "researcher")
+        subagent = create_agent(model, middleware=[middleware])
+        self.run(model, lambda: subagent.invoke({"messages": [("user", "a task")]}))
+        self.run(model, lambda: model.invoke("a note", session_id="notes"))
+        assert said("researcher")[0] == ("user", "a task")
+        assert said("notes")[0] == ("user", "a note")
+
+    def test_the_same_session_by_name_undoes_nothing(self, model: ChatDeltaMem, engine: DeltaMemEngine) -> None:
+        messages = self.run(model, lambda: model.invoke("a note", session_id="alice").content)
+        log = engine.session("alice").log()
+        assert [turn.thread for turn in log] == ["t1", "t1/tools", "t1"]
+        assert [turn.parent for turn in log] == [None, log[0].id, log[1].id]
+        assert len(messages) == 4
+
+    def test_sharing_can_be_chosen(self, engine: DeltaMemEngine, said: Said) -> None:
+        model = ChatDeltaMem(engine=engine, max_new_tokens=6, tool_nodes=())
+        self.run(model, lambda: model.invoke("a note").content)
+        assert "a note" in [text for _, text in said("alice")]
+
+
 class TestHelperCalls:
     def test_marked_calls_leave_the_memory_alone(self, model: ChatDeltaMem, names: Names) -> None:
         helper: RunnableConfig = {"metadata": {"lc_source": "summarization"}, **ALICE}
         assert session_of(model.invoke("Summarise.", helper)) is None
         assert session_of(list(model.with_session("mine").stream("Summarise.", helper))[-1]) is None
+        bound = model.bind(session_id="bound", memory="read_write")
+        assert session_of(bound.invoke("Summarise.", helper)) is None
         assert names() == []
 
     async def test_summarization(self, model: ChatDeltaMem, said: Said) -> None:

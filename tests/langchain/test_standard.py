@@ -40,7 +40,7 @@ class TestChatDeltaMemIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": str(bundled_path()), "adapter": str(ADAPTER), "store": ":memory:", "max_tokens": 32}
+        return {"model": str(bundled_path()), "adapter": str(ADAPTER), "store": ":memory:", "max_tokens": 64}
 
     @property
     def supports_json_mode(self) -> bool:
