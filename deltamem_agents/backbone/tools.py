@@ -12,6 +12,8 @@ from deltamem_agents.errors import ConfigError
 
 JSON_STYLE: dict[str, JsonValue] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How a model's JSON is spaced: as Python and the chat templates write it, so that a reply renders as it was said."""
+LARGEST = 2**53 - 1
+"""What every reader of JSON takes exactly: the limit of numbers that have none."""
 _NAME = r"[A-Za-z0-9_.:/-]{1,128}"
 
 
@@ -137,9 +139,10 @@ def constraining(schema: Mapping[str, JsonValue], *, lenient: bool) -> dict[str,
     """The schema as generation is held to it: spaced as `JSON_STYLE`, and without properties it doesn't name.
 
     A JSON schema allows properties that it doesn't mention unless it says otherwise; a small model would go on to
-    invent them. What is generated is valid by the original too. `lenient` lets keywords pass that cannot be enforced.
+    invent them. It allows numbers of any size too, and 1e999 is infinite to whoever reads it: numbers without limits get
+    some. What is generated is valid by the original too. `lenient` lets keywords pass that cannot be enforced.
     """
-    return {**_closed(dict(schema)), "x-guidance": {**JSON_STYLE, "lenient": lenient}}
+    return {**_bounded(_closed(dict(schema))), "x-guidance": {**JSON_STYLE, "lenient": lenient}}
 
 
 def schema_error(schema: Mapping[str, JsonValue], *, lenient: bool) -> str:
@@ -182,3 +185,19 @@ def _closed(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if "properties" in node and not _OPEN & node.keys() and not node.get("minProperties"):
             node["additionalProperties"] = False
     return copy
+
+
+def _bounded(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The schema, changed in place: numbers without limits get them."""
+    for node in _nodes(schema):
+        kinds = node.get("type")
+        numeric = {"number", "integer"} & set(kinds if isinstance(kinds, list) else [kinds])
+        limits = [node.get(name) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
+        sizes = [abs(limit) for limit in limits if isinstance(limit, int | float)]
+        if not numeric or {"enum", "const", "multipleOf"} & node.keys() or max(sizes, default=0) >= LARGEST:
+            continue
+        if limits[:2] == [None, None]:
+            node["minimum"] = -LARGEST
+        if limits[2:] == [None, None]:
+            node["maximum"] = LARGEST
+    return schema

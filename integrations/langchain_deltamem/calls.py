@@ -68,7 +68,7 @@ class EngineCall:
         session = options["session"] = options.pop("session_id", None)
         check_options({name: value for name, value in options.items() if name not in BESIDE})
         alone = session is None or options.get("memory") == "off"
-        said = to_engine(messages, session=session, whole=alone)
+        said = to_engine(messages, whole=alone)
         return cls(said, options, other or model, its_adapter or adapter, is_forced(options.get("tool_choice")))
 
     def result(self, turn: Turn) -> ChatResult:

@@ -27,15 +27,11 @@ THOUGHTS = {"reasoning", "thinking", "redacted_thinking"}
 """Content blocks of what a model, maybe another one, thought on its way to a reply: no part of what was said."""
 
 
-def to_engine(
-    messages: Sequence[BaseMessage], *, session: str | None = None, whole: bool = False
-) -> list[Message]:
+def to_engine(messages: Sequence[BaseMessage], *, whole: bool = False) -> list[Message]:
     """Converts LangChain messages; ids and our own handles come along, so that the engine knows what it has seen.
 
     Args:
         messages: the messages.
-        session: whose memory the call uses. Replies that were made in another session come without their handle: to
-            this one they are context.
         whole: whether there is nothing but these messages; then an answer of a tool needs its call among them.
 
     Raises:
@@ -49,7 +45,7 @@ def to_engine(
         plain["id"] = message.id
         if isinstance(message, AIMessage):
             plain |= _calls(message, str(plain["content"]))
-            plain["snapshot"] = _snapshot(message, session)
+            plain["snapshot"] = _snapshot(message)
             names |= {call["id"]: call["name"] for call in message.tool_calls if call["id"]}
         if isinstance(message, ToolMessage):
             plain["tool_call_id"] = message.tool_call_id
@@ -177,8 +173,7 @@ def _calls(message: AIMessage, content: str) -> dict[str, object]:
     return {"tool_calls": calls, "content": "\n".join(part for part in (content, *broken) if part)}
 
 
-def _snapshot(message: AIMessage, session: str | None) -> str | None:
+def _snapshot(message: AIMessage) -> str | None:
+    """Our handle. Whether it is one of the session's own the engine knows: a fork has its parent's, nobody else has."""
     handle = message.response_metadata.get(HANDLE)
-    if not isinstance(handle, dict) or session is None or handle.get("session") != session:
-        return None
-    return str(handle["snapshot"]) if handle.get("snapshot") else None
+    return str(handle["snapshot"]) if isinstance(handle, dict) and handle.get("snapshot") else None

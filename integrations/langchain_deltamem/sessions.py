@@ -37,8 +37,7 @@ class SessionChatModel(BaseChatModel):
     memory: MemoryMode = "read_write"
     """"read_write", "read" (nothing is kept) or "off" (the frozen model)."""
     tool_nodes: tuple[str, ...] = ("tools",)
-    """Graph nodes that run tools, by name; the default is `create_agent`'s and `ToolNode`'s. Empty: tools share the
-    session."""
+    """Graph nodes that run tools, by name; the default is `create_agent`'s and `ToolNode`'s."""
 
     def with_session(self, session_id: str) -> Self:
         """This model, on the same engine, with another session."""

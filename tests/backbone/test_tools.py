@@ -6,10 +6,11 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from deltamem_agents.backbone.calls import HERMES, CallSyntax
 from deltamem_agents.backbone.template import ChatTemplate
-from deltamem_agents.backbone.tools import Tool, ToolUse
+from deltamem_agents.backbone.tools import LARGEST, Tool, ToolUse, constraining, schema_error
 from deltamem_agents.errors import ConfigError, MessageError
 from deltamem_agents.messages import Message, ToolCall
 from tests.backbone.test_template import ALTERNATING, CHATML, DEFAULT_SYSTEM, INST, ids_of, talk, tokenizer
@@ -313,3 +314,25 @@ class TestSyntax:
             ids = made.encode(reply, add_special_tokens=False)
             content, calls = chat.parse_reply(reply, TOOLS, ids=ids, opening=opening)
             assert (content, [c.name for c in calls]) == (reply if expected[0] is None else expected[0], expected[1])
+
+
+def test_numbers_without_limits_get_them() -> None:
+    schema: dict[str, JsonValue] = {
+        "type": "object",
+        "properties": {
+            "any": {"type": "number"},
+            "positive": {"type": "integer", "exclusiveMinimum": 0},
+            "huge": {"type": "number", "minimum": 1e20},
+            "chosen": {"type": "number", "enum": [1, 1e300]},
+            "maybe": {"type": ["number", "null"]},
+        },
+    }
+    found = constraining(schema, lenient=False)["properties"]
+    assert found == {
+        "any": {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
+        "positive": {"type": "integer", "exclusiveMinimum": 0, "maximum": LARGEST},
+        "huge": {"type": "number", "minimum": 1e20},
+        "chosen": {"type": "number", "enum": [1, 1e300]},
+        "maybe": {"type": ["number", "null"], "minimum": -LARGEST, "maximum": LARGEST},
+    }
+    assert schema_error(schema, lenient=False) == ""

@@ -346,10 +346,13 @@ class TestInsideTools:
         assert [turn.parent for turn in log] == [None, log[0].id, log[1].id]
         assert len(messages) == 4
 
-    def test_sharing_can_be_chosen(self, engine: DeltaMemEngine, said: Said) -> None:
-        model = ChatDeltaMem(engine=engine, max_new_tokens=6, tool_nodes=())
-        self.run(model, lambda: model.invoke("a note").content)
-        assert "a note" in [text for _, text in said("alice")]
+    def test_tool_nodes_have_the_names_that_a_graph_gives_them(self, engine: DeltaMemEngine, names: Names) -> None:
+        model = ChatDeltaMem(engine=engine, max_new_tokens=6, tool_nodes=("tools", "act"))
+        builder = StateGraph(MessagesState)
+        builder.add_node("act", lambda state: {"messages": [model.invoke(state["messages"])]})
+        builder.add_edge(START, "act")
+        builder.compile().invoke(HELLO, ALICE)
+        assert names() == []
 
 
 class TestHelperCalls:

@@ -54,3 +54,8 @@ class TestChatDeltaMemIntegration(ChatModelIntegrationTests):
     def model_override_value(self) -> str | None:
         """The same weights by another name."""
         return "bundled"
+
+    @pytest.mark.xfail(reason="the bundled 135M model answers by itself where it could call a tool")
+    @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
+    def test_agent_loop(self, model: BaseChatModel) -> None:
+        super().test_agent_loop(model)
