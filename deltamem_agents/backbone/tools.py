@@ -139,8 +139,8 @@ def constraining(schema: Mapping[str, JsonValue], *, lenient: bool) -> dict[str,
     """The schema as generation is held to it: spaced as `JSON_STYLE`, and without properties it doesn't name.
 
     A JSON schema allows properties that it doesn't mention unless it says otherwise; a small model would go on to
-    invent them. It allows numbers of any size too, and 1e999 is infinite to whoever reads it: numbers without limits get
-    some. What is generated is valid by the original too. `lenient` lets keywords pass that cannot be enforced.
+    invent them. It allows numbers of any size too, and 1e999 is infinite to whoever reads it: numbers without limits
+    get some. What is generated is valid by the original too. `lenient` lets keywords pass that cannot be enforced.
     """
     return {**_bounded(_closed(dict(schema))), "x-guidance": {**JSON_STYLE, "lenient": lenient}}
 

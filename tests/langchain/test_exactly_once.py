@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.message import add_messages
 
-from deltamem_agents import DeltaMemEngine
+from deltamem_agents import DeltaMemEngine, SessionError
 from langchain_deltamem import ChatDeltaMem
 from langchain_deltamem.messages import HANDLE, to_engine
 
@@ -153,12 +153,13 @@ class TestPartOfIt:
         history.append(alice.invoke(history))
         assert said("alice") == lines(history)
 
-    def test_regenerating_through_another_session_s_history(self, model: ChatDeltaMem, said: Said) -> None:
-        """A handle of Alice's is nothing to Bob: all is new to him, and Alice's line is untouched."""
+    def test_another_session_s_history_is_refused(self, model: ChatDeltaMem, said: Said) -> None:
+        """A handle of Alice's in a call for Bob: it may be somebody else's conversation."""
         history: list[BaseMessage] = [HumanMessage("one")]
         history.append(model.invoke(history, session_id="alice"))
         history.append(HumanMessage("two"))
         before = said("alice")
-        history.append(model.invoke(history, session_id="bob"))
-        assert said("bob") == lines(history)
+        with pytest.raises(SessionError, match="none of the lines of session 'bob'"):
+            model.invoke(history, session_id="bob")
         assert said("alice") == before
+        assert model.get_engine().store.session("bob") is None
