@@ -79,6 +79,9 @@ class Navigator:
         if any(self._overlaps(turn, request) for turn in later):
             return self._appended(request, head, spoken, known if named else None)
         kept = tuple(_message(entry) for entry in known.turn.entries[: known.place + 1])
+        own = next((n for n, turn in enumerate(later) if turn.thread == request.thread), len(later))
+        if here and known.ends_turn and all(turn.thread == request.thread for turn in later[own:]):
+            return Course(self._parent(request, later[own]), (), tail)  # what others said before it stays
         others = sorted({turn.thread for turn in later} - {request.thread})
         if not others and known.ends_turn:
             return Course(self._store.snapshot(known.turn.id), (), tail)

@@ -186,11 +186,12 @@ class Planner:
         self._check_fits(request, new, lengths, room, fixed)
         groups = in_groups(lengths, room)
         crowded = len(groups) > 1  # the memory takes in what does not fit, so the window is all behind
+        asks_again = not new and course.until is not None  # then the question itself must be in the window
         window = load_window(
             self.store,
             course.base,
             request.thread,
-            recent=0 if crowded or self.transcript == "none" else request.recent_messages,
+            recent=0 if crowded or self.transcript == "none" else max(request.recent_messages, asks_again),
             room=room,
             new=sum(lengths),
             answers=not crowded and bool(new) and new[0].role == "tool",

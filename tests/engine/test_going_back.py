@@ -110,6 +110,34 @@ def test_what_another_thread_has_said_since_is_not_undone(start: Start) -> None:
     assert "'b' wrote since" in str(log[2].note)
 
 
+def test_an_edit_leaves_what_another_thread_said_before_it(start: Start) -> None:
+    engine = start(model_for(ALL), recent_messages=4)
+    mine, theirs = Client(engine, STYLES["full"], True, thread="a"), Client(engine, STYLES["full"], True, thread="b")
+    said = [mine.say([mine.message("user", "hi")]), theirs.say([theirs.message("user", "a secret")])]
+    mine.say([mine.message("user", "the cat")])
+    said.append(mine.edit(1, "a dog"))
+    naive = NaiveSession(engine.model, 4)
+    for turn in said:
+        naive.turn(turn.new, reply=turn.reply.content, thread=turn.thread)
+    assert near(engine.state("alice"), naive.state)
+    assert all(turn.note is None for turn in engine.session("alice").log())
+
+
+@pytest.mark.parametrize("recent", [0, 4])
+def test_a_question_asked_again_after_another_thread_spoke_is_in_the_prompt(recent: int, start: Start) -> None:
+    engine = start(model_for(ALL), recent_messages=recent)
+    mine, theirs = Client(engine, STYLES["full"], True, thread="a"), Client(engine, STYLES["full"], True, thread="b")
+    mine.say([mine.message("user", "hi")])
+    theirs.say([theirs.message("user", "a secret")])
+    again = ask(engine, mine.past[:1], thread="a")
+    naive = NaiveSession(engine.model, recent)
+    naive.turn(mine.turns[0].new, reply=mine.turns[0].reply.content, thread="a")
+    naive.turn(theirs.turns[0].new, reply=theirs.turns[0].reply.content, thread="b")
+    naive.recent = 0
+    naive.turn([], shown=mine.past[:1], reply=again.reply.content, thread="a")
+    assert near(engine.state("alice"), naive.state)
+
+
 def test_a_thread_that_begins_as_a_copy_shows_the_end_of_what_it_copied(start: Start) -> None:
     engine = start(model_for(ALL), recent_messages=2)
     client = Client(engine, STYLES["full"], True, thread="a")

@@ -132,6 +132,8 @@ class Line:
                 kept, since = [], since + 1
         elif said[0].id in places:
             since, _ = places[said[0].id]
+        if not kept:  # what other threads said before the first turn that goes may stay
+            since = next((n for n in range(since, len(self.turns)) if self.turns[n][0] == thread), since)
         mine = any(label == thread for label, _ in self.turns[since:])
         others = any(label != thread for label, _ in self.turns[since:])
         if mine and others:
