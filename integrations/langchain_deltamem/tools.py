@@ -23,16 +23,25 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
     Raises:
         ConfigError: something that is no tool, or that no call can be generated for.
     """
-    described = []
+    described: list[dict[str, object]] = []
     for position, tool in enumerate(tools):
         try:
-            described.append(convert_to_openai_tool(tool, strict=strict))
+            found = convert_to_openai_tool(tool, strict=strict)
+            if _untitled(found) not in map(_untitled, described):  # a class and its own schema are one tool
+                described.append(found)
         except (TypeError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"tool {position} cannot be described ({error}): expected a LangChain tool, a function with types and "
                 "docstring, a pydantic class, a TypedDict or a JSON schema with a title"
             ) from error
     return described
+
+
+def _untitled(schema: object) -> object:
+    """Without the titles that pydantic gives to fields; they say nothing to the model."""
+    if isinstance(schema, Mapping):
+        return {key: _untitled(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+    return [_untitled(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def tool_keywords(

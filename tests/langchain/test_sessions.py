@@ -232,11 +232,12 @@ class TestAgents:
         create_agent(model.with_session("mine")).invoke(HELLO)
         assert len(said("mine")) == 2
 
-    def test_another_session_may_take_over_a_thread(self, agent: Any, config: RunnableConfig, said: Said) -> None:
-        """What Bob's session has not heard is new to it."""
+    def test_another_session_may_not_take_over_a_thread(self, agent: Any, config: RunnableConfig, names: Names) -> None:
+        """Its history carries Alice's handles: it may be her conversation."""
         agent.invoke(HELLO, config)
-        agent.invoke({"messages": [("user", "more")]}, {"configurable": {"session_id": "bob", "thread_id": "t1"}})
-        assert [text for role, text in said("bob") if role == "user"] == ["hello", "more"]
+        with pytest.raises(SessionError, match="none of the lines of session 'bob'"):
+            agent.invoke({"messages": [("user", "more")]}, {"configurable": {"session_id": "bob", "thread_id": "t1"}})
+        assert "bob" not in names()
 
 
 class TestThreads:

@@ -48,6 +48,7 @@ def double(number: int) -> int:
 
 ANTHROPIC = {"name": "colour", "description": "Picks one.", "input_schema": {"type": "object", "properties": {}}}
 OPENAI = {"type": "function", "function": {"name": "noop", "description": "Nothing.", "parameters": {"type": "object"}}}
+OTHER = {"title": "other", "description": "Something else.", "type": "object", "properties": {}}
 TOOLS: list[Any] = [weather, Lamp, Greeting, double, ANTHROPIC, OPENAI]
 NAMES = ["weather", "Lamp", "Greeting", "double", "colour", "noop"]
 
@@ -108,7 +109,7 @@ class TestBinding:
         [
             ([weather], "wether", r"tool_choice is 'wether', expected .* \(weather\)"),
             ([], "any", "tool_choice is 'any'"),
-            ([weather, weather], None, "two tools are called 'weather'"),
+            ([weather, {**OTHER, "title": "weather"}], None, "two tools are called 'weather'"),
             ([{"type": "web_search"}], None, "tool 0 is not valid"),
             ([weather, 7], None, "tool 1 cannot be described"),
             ([{"type": "object", "properties": {}}], None, "tool 0 cannot be described"),
