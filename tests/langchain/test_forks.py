@@ -114,8 +114,8 @@ STEP = st.tuples(st.sampled_from("aab"), st.sampled_from([*ACTS, *["linear"] * 3
 
 @pytest.mark.xfail(
     strict=False,
-    reason="open: a reply edited by update_state, then its question edited, while another thread wrote in between: line "
-    "and oracle differ after steps [('a', 'update_reply', 0), ('a', 'edit', 0)]",
+    reason="open: a reply edited by update_state, then its question edited, while another thread wrote in between: "
+    "line and oracle differ after steps [('a', 'update_reply', 0), ('a', 'edit', 0)]",
 )
 @settings(max_examples=12)
 @given(st.lists(STEP, max_size=5), st.sampled_from([2, 8]))
