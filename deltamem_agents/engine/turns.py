@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from torch import Tensor
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.engine.alignment import name_of
 from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Plan, Planner
 from deltamem_agents.engine.prompts import PromptWriter, remainder
@@ -264,7 +265,7 @@ class TurnRunner:
             Entry(
                 role=message.role,
                 digest=message.digest(),
-                message_id=message.id,
+                message_id=name_of(message),
                 text=None if self.transcript == "none" else message.model_dump_json(),
                 tokens=length,
                 written=self.writer.writes(message),

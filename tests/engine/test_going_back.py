@@ -92,6 +92,21 @@ def test_an_edited_reply_is_what_was_said(start: Start) -> None:
     assert near(engine.state("alice"), naive.state)
 
 
+def test_an_edited_reply_that_had_to_be_appended_is_known_where_it_stands(start: Start) -> None:
+    engine = start(model_for(ALL))
+    one = user("hi", "1")
+    first = ask(engine, [one], thread="a")
+    ask(engine, [user("a secret", "b1")], thread="b")
+    changed = first.reply.model_copy(update={"content": "Something else.", "id": "the framework's"})
+    ask(engine, [one, changed, user("ok", "2")], thread="a")  # appended: thread b wrote since
+    ask(engine, [one, changed, user("so", "3")], thread="a")  # an edit of that turn
+    line = engine.store.line(engine.session("alice").info.head or "")
+    said = [Message.model_validate_json(entry.text or "").content for turn in line for entry in turn.entries]
+    assert said.count("Something else.") == 1
+    assert "so" in said
+    assert "ok" not in said
+
+
 def test_what_another_thread_has_said_since_is_not_undone(start: Start) -> None:
     engine = start(model_for(ALL), recent_messages=4)
     mine, theirs = Client(engine, STYLES["full"], True, thread="a"), Client(engine, STYLES["full"], True, thread="b")
