@@ -101,7 +101,7 @@ class TurnRunner:
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
         rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools)
         opening = self.writer.opening((*plan.shown, *plan.spoken), write=remembers, tools=plan.tools)
-        row = self._take_warm(request, plan) or Row(self._start_state(plan))
+        row = self._take_warm(request, plan, rendered.ids) or Row(self._start_state(plan))
         cached = len(row.ids)
         row, logits = feed(self.model, row, [*remainder(rendered.pieces, cached), opening])
         return Prepared(request, plan, row, logits, opening, len(rendered.ids) + len(opening.ids), cached)
@@ -156,7 +156,7 @@ class TurnRunner:
         plan = self.planner.absorption(request)
         if (done := self._absorbed(request, plan)) is not None:
             return done
-        row = self._replay(plan, row=self._take_warm(request, plan))
+        row = self._replay(plan, warm_for=request)
         try:
             self._commit(request, plan, row.state, id=snapshot)
             self._keep_warm(request.session, _Warm(snapshot, plan.window.start_id, row))
@@ -183,15 +183,16 @@ class TurnRunner:
             done += size
         return state
 
-    def _replay(self, plan: Plan, reply: Message | None = None, *, row: Row | None = None) -> Row:
+    def _replay(self, plan: Plan, reply: Message | None = None, *, warm_for: Request | None = None) -> Row:
         """Everything the plan's prompt says, fed from the window's start: what a turn's state is by definition.
 
-        A `row` holds the beginning of it already.
+        The KV cache of the session of `warm_for` goes on where it holds the beginning.
         """
         spoken = plan.spoken if reply is None else (*plan.spoken, reply)
-        pieces = self.writer.render(plan.shown, spoken, write=True, tools=plan.tools).pieces
+        rendered = self.writer.render(plan.shown, spoken, write=True, tools=plan.tools)
+        row = self._take_warm(warm_for, plan, rendered.ids) if warm_for else None
         row = row or Row(self._start_state(plan))
-        rest = remainder(pieces, len(row.ids))
+        rest = remainder(rendered.pieces, len(row.ids))
         return feed(self.model, row, rest)[0] if rest else row
 
     def _after_reply(self, plan: Plan, reply: Message, row: Row) -> Row:
@@ -276,14 +277,12 @@ class TurnRunner:
     # A KV cache only caches the one rule: it may be used when it belongs to the same head and the same window start,
     # and holds exactly the tokens that the prompt begins with.
 
-    def _take_warm(self, request: Request, plan: Plan) -> Row | None:
+    def _take_warm(self, request: Request, plan: Plan, ids: tuple[int, ...]) -> Row | None:
         warm = self._warm.pop(request.session or "", None) if request.remembers else None
-        if warm is None or plan.base is None or (warm.head, warm.start) != (plan.base.id, plan.window.start_id):
+        if warm is None or plan.base is None or len(plan.groups) > 1:
             return None
-        if len(plan.groups) > 1:
-            return None
-        ids = self.writer.render(plan.shown, plan.spoken, write=True, tools=plan.tools).ids
-        return warm.row if ids[: len(warm.row.ids)] == warm.row.ids else None
+        fits = (warm.head, warm.start) == (plan.base.id, plan.window.start_id)
+        return warm.row if fits and ids[: len(warm.row.ids)] == warm.row.ids else None
 
     def _keep_warm(self, session: str, warm: _Warm) -> None:
         self._warm[session] = warm
