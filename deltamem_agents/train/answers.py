@@ -1,10 +1,11 @@
 """Question-and-answer rows: prompts with their answers, and which positions count."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from deltamem_agents.adapter import DeltaMemModel, DeltaMemOutput
@@ -13,11 +14,12 @@ from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
+from deltamem_agents.train.losses import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRows:
-    """Prompts with their answers, left-padded so that all answers end together."""
+    """Prompts with their answers, left-padded so that all end together."""
 
     ids: Tensor
     """long [B, T]."""
@@ -25,12 +27,14 @@ class AnswerRows:
     """long [B, T]."""
     write: Tensor
     """bool [B, T]: the prompt tokens that are written as they pass, as they are in a conversation."""
+    at: Tensor
+    """long [B, A]: the positions whose predictions count; 0 where a row has fewer than others."""
     targets: Tensor
-    """long [B, A + 1]: what the last A + 1 positions should predict, −100 where nothing counts."""
+    """long [B, A]: what they should predict, −100 where nothing counts."""
 
     def to(self, device: torch.device) -> "AnswerRows":
         """The same rows on another device."""
-        return AnswerRows(*(x.to(device) for x in (self.ids, self.mask, self.write, self.targets)))
+        return AnswerRows(*(x.to(device) for x in (self.ids, self.mask, self.write, self.at, self.targets)))
 
 
 def answer_rows(
@@ -39,45 +43,67 @@ def answer_rows(
     answers: Sequence[str],
     *,
     roles: Sequence[str],
+    learnt: Sequence[Sequence[int]] | None = None,
     bare: bool = False,
 ) -> AnswerRows:
-    """Rows of prompt, generation prompt and answer; answers end with the template's end of message.
+    """Rows of prompt, generation prompt and answer; answers count to the template's end of message.
 
     Args:
         template: renders them.
         prompts: messages, one prompt a row.
         answers: one a row.
         roles: whose messages are written as they pass.
+        learnt: for each prompt, positions of replies in it that count like its answer; None: no others do.
         bare: leave out what the template adds before the first message: a default system prompt costs a third of a
             short row.
     """
-    rows, writes, lengths = [], [], []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    rows, writes, counts = [], [], []
+    end = template.tokenizer.eos_token_id
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids: list[int] = []
         write: list[bool] = []
+        count: list[int] = []
+        opening = template.generation_prompt(prompt)
         for segment in template.render(prompt):
             if bare and segment.message is None:
                 continue
+            if learnt is not None and segment.message in learnt[number]:
+                count += [len(ids) + place for place in _reply_in(segment.ids, opening, end)]
             on = segment.message is not None and prompt[segment.message].role in roles
             ids += segment.ids
             write += [on] * len(segment.ids)
-        opening = template.generation_prompt(prompt)
-        reply = (*template.tokenizer.encode(answer, add_special_tokens=False), template.tokenizer.eos_token_id)
-        rows.append(torch.tensor([*ids, *opening, *reply]))
+        reply = (*template.tokenizer.encode(answer, add_special_tokens=False), end)
+        ids += opening
+        count += range(len(ids), len(ids) + len(reply))
+        rows.append(torch.tensor([*ids, *reply]))
         writes.append(torch.tensor([*write, *[False] * (len(opening) + len(reply))]))
-        lengths.append(len(reply))
-    ids_padded = pad_sequence(rows, batch_first=True, padding_side="left")
+        counts.append(torch.tensor(count))
+    padded = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True, padding_side="left")
-    write_padded = pad_sequence(writes, batch_first=True, padding_side="left")
-    keep = max(lengths) + 1
-    targets = torch.cat([ids_padded[:, -keep + 1 :], torch.full((len(rows), 1), -100)], 1)
-    for row, length in enumerate(lengths):
-        targets[row, : keep - 1 - length] = -100
-    return AnswerRows(ids_padded, mask, write_padded, targets)
+    # a position predicts the token after it
+    at = [c + padded.shape[1] - len(row) - 1 for c, row in zip(counts, rows, strict=True)]
+    targets = [ids[a + 1] for ids, a in zip(padded, at, strict=True)]
+    return AnswerRows(
+        padded,
+        mask,
+        pad_sequence(writes, batch_first=True, padding_side="left"),
+        pad_sequence(at, batch_first=True),
+        pad_sequence(targets, batch_first=True, padding_value=IGNORED),
+    )
+
+
+def _reply_in(ids: Sequence[int], opening: Sequence[int], end: int) -> range:
+    """The places of a reply, its end included, among the tokens of a past message."""
+    if tuple(ids[: len(opening)]) != tuple(opening) or end not in ids:
+        raise TrainingError(
+            "the chat template does not render a past reply as it begins and ends a new one, so it cannot be learnt in "
+            "a conversation: leave exchanges out of your episodes, and set questions to 1 in the stages"
+        )
+    return range(len(opening), len(ids) - list(ids)[::-1].index(end))
 
 
 def answer_logits(model: DeltaMemModel, rows: AnswerRows, state: MemoryState | None) -> Tensor:
-    """Float32 logits [B, A + 1, V] at the answers, from `state`; None: of the frozen backbone, without a memory.
+    """Float32 logits [B, A, V] at the answers, from `state`; None: of the frozen backbone, without a memory.
 
     Adapters that write spans only read here: their question would be written by a forward of its own.
 
@@ -90,18 +116,33 @@ def answer_logits(model: DeltaMemModel, rows: AnswerRows, state: MemoryState | N
             f"a prompt with its answer has {tokens} tokens, the backbone attends to {limit}: shorten the window "
             "of that episode, or move messages to earlier"
         )
-    keep = torch.arange(tokens - rows.targets.shape[1], tokens, device=rows.ids.device)
-    if state is None:
-        out = model.backbone(
-            input_ids=rows.ids,
-            attention_mask=rows.mask,
-            position_ids=(rows.mask.cumsum(-1) - 1).clamp_min(0),
-            logits_to_keep=keep,
-            use_cache=False,
-        )
-        return torch.as_tensor(out.logits).float()
-    write = False if model.adapter.config.spans else rows.write
-    found: DeltaMemOutput = model(
-        rows.ids, rows.mask, state=state, write=write, logits_to_keep=keep, use_cache=False
-    )
-    return found.logits.float()
+    with _predictions_at(model, rows.at):
+        if state is None:
+            out = model.backbone(
+                input_ids=rows.ids,
+                attention_mask=rows.mask,
+                position_ids=(rows.mask.cumsum(-1) - 1).clamp_min(0),
+                use_cache=False,
+            )
+            return torch.as_tensor(out.logits).float()
+        write = False if model.adapter.config.spans else rows.write
+        found: DeltaMemOutput = model(rows.ids, rows.mask, state=state, write=write, use_cache=False)
+        return found.logits.float()
+
+
+@contextmanager
+def _predictions_at(model: DeltaMemModel, at: Tensor) -> Iterator[None]:
+    """Inside the block forwards give the logits of positions `at` alone: an output layer costs as much as ten others.
+
+    transformers' `logits_to_keep` takes one set of positions for all rows; answers stand elsewhere in each.
+    """
+
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].gather(1, at[:, :, None].expand(-1, -1, args[0].shape[-1])), *args[1:])
+
+    head = model.backbone.get_output_embeddings()  # type: ignore[no-untyped-call]
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

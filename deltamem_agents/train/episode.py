@@ -10,6 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
 
+UNKNOWN = "don't know"
+"""What an answer contains that admits to know nothing."""
+
+
+class Exchange(BaseModel):
+    """A question and the right answer to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str = Field(min_length=1)
+    """What the user asks."""
+    answer: str = Field(min_length=1)
+    """The reply to learn."""
+
 
 class Episode(BaseModel):
     """One line of an episode file."""
@@ -20,6 +34,8 @@ class Episode(BaseModel):
     """Messages that are written into the memory and are not in the prompt."""
     window: tuple[Message, ...] = ()
     """Messages that stay visible before the question."""
+    exchanges: tuple[Exchange, ...] = ()
+    """Questions of other things that are asked and answered first, from the same memory; each answer is learnt."""
     question: str = Field(min_length=1)
     """The user's last message."""
     answer: str = Field(min_length=1)
@@ -40,8 +56,17 @@ class Episode(BaseModel):
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """What the model sees when it answers: the window and the question."""
-        return (*self.window, Message(role="user", content=self.question))
+        """What the model sees when it answers: the window, the exchanges and the question."""
+        prompt = [*self.window]
+        for exchange in self.exchanges:
+            prompt.append(Message(role="user", content=exchange.question))
+            prompt.append(Message(role="assistant", content=exchange.answer))
+        return (*prompt, Message(role="user", content=self.question))
+
+    @property
+    def learnt(self) -> tuple[int, ...]:
+        """Positions in `prompt` of replies that are learnt."""
+        return tuple(len(self.window) + 2 * i + 1 for i in range(len(self.exchanges)))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -55,6 +80,10 @@ class Episode(BaseModel):
                     f"window message {position} shows {shown[0]!r}, so the answer needs no memory: move that message "
                     "to earlier"
                 )
+        for position, exchange in enumerate(self.exchanges):
+            shown = [v for v in self.values or (self.answer,) if contains(exchange.answer, v)]
+            if shown and UNKNOWN not in self.values:
+                raise ValueError(f"exchange {position} shows {shown[0]!r}, which the question asks for: leave it out")
         outside = [p for p in self.talk if not 0 <= p < len(self.earlier)]
         if outside:
             raise ValueError(f"talk names message {outside[0]}, but earlier has {len(self.earlier)}")
@@ -98,7 +127,7 @@ def _parse(path: Path, number: int, line: str) -> Episode:
         found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'episode'}: {e['msg']}" for e in error.errors())
         raise TrainingError(
             f"{path}, line {number} is not an episode ({found}): expected earlier, question and answer, and perhaps "
-            "window, values, stale, talk and tags"
+            "window, exchanges, values, stale, talk and tags"
         ) from error
 
 

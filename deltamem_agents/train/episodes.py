@@ -1,7 +1,7 @@
 """Drawing episodes: facts told, replaced, denied or never told, about the speaker or others, among other talk."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.messages import Message
 from deltamem_agents.train.attributes import ATTRIBUTES, HELD_OUT_ATTRIBUTES, Attribute, Split
-from deltamem_agents.train.episode import Episode, contains
+from deltamem_agents.train.episode import UNKNOWN, Episode, Exchange, contains
 from deltamem_agents.train.facts import GENERATED, VALUES, Fact, ValueMix, Values
 from deltamem_agents.train.labels import ANSWER, LabelTexts
 from deltamem_agents.train.talk import ACKNOWLEDGEMENTS, SMALL_TALK, Talk
@@ -23,9 +23,6 @@ CORRECTIONS: dict[Split, tuple[str, ...]] = {
               "Sorry, I was wrong, {}", "Things are different now: {}"),
     "test": ("I have news: {}", "Let me correct that: {}"),
 }  # fmt: skip
-UNKNOWN = "don't know"
-"""What an answer contains that admits to know nothing."""
-
 
 class EpisodeMix(BaseModel):
     """How episodes are drawn. Shares are probabilities."""
@@ -34,6 +31,8 @@ class EpisodeMix(BaseModel):
 
     facts: tuple[int, ...] = Field(default=(1,), min_length=1)
     """Numbers of facts, drawn uniformly."""
+    questions: int = Field(default=1, ge=1)
+    """At most this many questions to one memory, each of another fact; labels are asked for once."""
     kinds: Mapping[Kind, float] = {"told": 1.0}
     """Weights of what the question is about: a fact told, updated, negated, never told, or a label map."""
     open_share: float = Field(default=0.0, ge=0, le=1)
@@ -147,12 +146,31 @@ class _Draft:
                     self.said.pop(self._position(asked.value))
                     facts.remove(asked)
                 self._say(denied.say(rng.choice(denials)), at=rng.randint(0, len(self.said)))
+        exchanges = self._exchanges(facts, asked)
         self._mix_in_talk([*facts, asked], asked)
         phrasings = asked.phrasings(self.split)
         answer = phrasings.unknown if unknown else phrasings.answer
         right = UNKNOWN if unknown else asked.value
         tags = (kind, f"facts:{len(facts)}", asked.attribute.name, *(["other person"] if asked.who else []))
-        return self._episode(asked.say(rng.choice(phrasings.questions)), asked.say(answer), (right,), stale, *tags)
+        question, reply = asked.say(rng.choice(phrasings.questions)), asked.say(answer)
+        return self._episode(question, reply, (right,), stale, *tags, exchanges=exchanges)
+
+    def _exchanges(self, facts: list[Fact], asked: Fact) -> list[Exchange]:
+        """Questions of other facts with their answers; as many of them as in all were never told."""
+        rng, weights = self.rng, self.mix.kinds
+        others = [f for f in facts if (f.attribute.name, f.who) != (asked.attribute.name, asked.who)]
+        found = []
+        for fact in rng.sample(others, min(len(others), self.mix.questions - 1)):
+            answer = fact.phrasings(self.split).answer
+            if rng.random() < weights.get("untold", 0.0) / sum(weights.values()):
+                taken = {(f.attribute.name, f.who) for f in (*facts, asked)}
+                free = [f for f in self._facts(1) if (f.attribute.name, f.who) not in taken]
+                if not free:
+                    continue
+                fact, answer = free[0], free[0].phrasings(self.split).unknown
+            question = rng.choice(fact.phrasings(self.split).questions)
+            found.append(Exchange(question=fact.say(question), answer=fact.say(answer)))
+        return found
 
     def _facts(self, count: int) -> list[Fact]:
         """Facts of different attributes or people, with different values."""
@@ -213,7 +231,13 @@ class _Draft:
         return fact.say(rng.choice(phrasings.questions)), phrasings.answer.format(value, who=fact.who)
 
     def _episode(
-        self, question: str, answer: str, values: tuple[str, ...], stale: tuple[str, ...], *tags: str
+        self,
+        question: str,
+        answer: str,
+        values: tuple[str, ...],
+        stale: tuple[str, ...],
+        *tags: str,
+        exchanges: Sequence[Exchange] = (),
     ) -> Episode:
         earlier: list[Message] = []
         talk: list[int] = []
@@ -224,6 +248,7 @@ class _Draft:
                 earlier.append(Message(role="assistant", content=reply))
         return Episode(
             earlier=tuple(earlier),
+            exchanges=tuple(exchanges),
             question=question,
             answer=answer,
             values=values,

@@ -64,7 +64,10 @@ class Objective:
         if current and stage.replay and rng.random() < stage.replay:
             stage = recipe.stages[rng.randrange(current)]
         together, bare = rng.random() < stage.together, rng.random() < stage.bare
-        episodes = tuple(self.data.draw(stage, rng, together=together) for _ in range(recipe.rows))
+        facts = rng.choice(stage.facts)  # one number for the batch: rows of about one length need little padding
+        stage = stage.model_copy(update={"facts": (facts,)})
+        count = max(2, recipe.rows // min(facts, stage.questions))
+        episodes = tuple(self.data.draw(stage, rng, together=together) for _ in range(count))
         others: tuple[Episode, ...] = ()
         unrelated: tuple[tuple[Unrelated, bool], ...] = ()
         if recipe.losses.plain and stage.unrelated_every and step % stage.unrelated_every == 0:
@@ -126,12 +129,16 @@ class Objective:
         """The episodes' questions and answers."""
         roles = self.model.adapter.config.absorb_roles
         prompts, answers = [e.prompt for e in episodes], [e.answer for e in episodes]
-        rows = answer_rows(self.template, prompts, answers, roles=roles, bare=bare)
+        rows = answer_rows(
+            self.template, prompts, answers, roles=roles, learnt=[e.learnt for e in episodes], bare=bare
+        )
         return rows.to(self.model.device)
 
     def _distillation(self, episodes: Sequence[Episode], logits: Tensor, rows: AnswerRows) -> Tensor:
         prompts = [[*e.earlier, *e.prompt] for e in episodes]
-        seen = answer_rows(self.template, prompts, [e.answer for e in episodes], roles=()).to(self.model.device)
+        learnt = [[len(e.earlier) + i for i in e.learnt] for e in episodes]
+        seen = answer_rows(self.template, prompts, [e.answer for e in episodes], roles=(), learnt=learnt)
+        seen = seen.to(self.model.device)
         with torch.no_grad():
             teacher = answer_logits(self.model, seen, None)
             knows = answer_log_probs(teacher, seen.targets) > answer_log_probs(logits, rows.targets)

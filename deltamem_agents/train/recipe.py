@@ -121,7 +121,7 @@ class Recipe(BaseModel):
     optimiser: Optimiser = Optimiser()
     """How."""
     rows: int = Field(default=16, ge=2)
-    """Episodes in a batch."""
+    """Answers in a batch: as many episodes where each has one question."""
     unrelated: int = Field(default=4, ge=1)
     """Rows that must answer as the plain backbone does, in the steps that carry them."""
     accumulate: int = Field(default=1, ge=1)

@@ -118,7 +118,8 @@ class Trainer:
         figures: Record = {}
         for name, mix in {"recall": stage, **recipe.evaluation}.items():
             rng = random.Random(f"evaluate {name}")
-            mix = mix.model_copy(update={"replies": mix.replies or (mix is stage and stage.together > 0.5)})
+            replies = mix.replies or (mix is stage and stage.together > 0.5)
+            mix = mix.model_copy(update={"replies": replies, "questions": 1})
             drawn = [objective.data.generate(mix, rng, split="test") for _ in range(recipe.evaluate_episodes)]
             figures[name], figures[f"{name}_swapped"] = objective.recall(drawn, together=mix.replies)
         self.figures = figures

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,9 @@ GOOD = {
 }
 
 
+LISTED = {v for kind in PEOPLE.values() for v in kind}
+
+
 def drawn(split: str, seed: int, mix: EpisodeMix = EVERYTHING) -> Episode:
     return draw_episode(mix, VALUES, random.Random(seed), split=split)  # type: ignore[arg-type]
 
@@ -67,6 +71,18 @@ def test_what_is_asked_for_was_told_and_what_was_not_is_answered_so(seed: int, s
         assert any(contains(text, episode.value) for text in facts)
     assert all(contains(episode.answer, v) for v in episode.values)
     assert not any(contains(episode.answer, v) for v in episode.stale)
+
+
+@given(st.integers(0, 10**6))
+def test_questions_on_the_way_are_of_other_facts_and_answered_rightly(seed: int) -> None:
+    kinds = {"told": 3, "updated": 1, "untold": 1}
+    mix = EVERYTHING.model_copy(update={"questions": 3, "facts": (4,), "kinds": kinds, "open_share": 0.0})
+    episode = drawn("train", seed, mix)
+    texts = [m.content for i, m in enumerate(episode.earlier) if i not in episode.talk]
+    assert len({e.question for e in episode.exchanges} | {episode.question}) == len(episode.exchanges) + 1
+    for exchange in episode.exchanges:
+        known = any(word in exchange.answer for text in texts for word in re.findall(r"\w+", text) if word in LISTED)
+        assert known or UNKNOWN in exchange.answer or any(c.isdigit() for c in exchange.answer)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["train", "test"]))

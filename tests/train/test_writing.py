@@ -11,6 +11,7 @@ from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
 from deltamem_agents.train.answers import answer_logits, answer_rows
+from deltamem_agents.train.episode import Episode, Exchange
 from deltamem_agents.train.features import WASTE, Features, buckets
 from deltamem_agents.train.writing import write_memories
 from tests.builders import randomised
@@ -115,19 +116,51 @@ def test_answer_rows_end_together_and_count_only_the_answer(tokenizer: PreTraine
     answers = ["Ann.", "I do not know that one."]
     template = ChatTemplate(tokenizer)
     rows = answer_rows(template, prompts, answers, roles=("user",))
-    positions = rows.targets.shape[1]
     for row, answer in enumerate(answers):
         target = rows.targets[row]
         counted = target[target != -100]
         assert tokenizer.decode(counted) == answer + "<|im_end|>"
-        following = rows.ids[row, -positions + 1 :]  # position t predicts token t + 1
-        assert torch.equal(following[target[:-1] != -100], counted)
+        assert torch.equal(rows.ids[row, rows.at[row] + 1][target != -100], counted)  # position t predicts token t + 1
         written = tokenizer.decode(rows.ids[row][rows.write[row]])
         assert written == f"<|im_start|>user\n{prompts[row][0].content}<|im_end|>\n"
         assert not rows.write[row][rows.mask[row] == 0].any()
     bare = answer_rows(template, prompts, answers, roles=("user",), bare=True)
     assert str(tokenizer.decode(bare.ids[1])).startswith("<|im_start|>user\nHi")
     assert bare.ids.shape[1] < rows.ids.shape[1]
+
+
+def test_replies_on_the_way_count_like_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    episode = Episode(
+        earlier=(Message(role="user", content="I am Ann and live in Rome."),),
+        window=(Message(role="user", content="Hi"), Message(role="assistant", content="Hello!")),
+        exchanges=(Exchange(question="Where do I live?", answer="You live in Rome."),),
+        question="Who am I?",
+        answer="You are Ann.",
+        values=("Ann",),
+    )
+    short = Episode(earlier=episode.earlier, question="Who am I?", answer="Ann.")
+    rows = answer_rows(
+        ChatTemplate(tokenizer),
+        [episode.prompt, short.prompt],
+        [episode.answer, short.answer],
+        roles=(),
+        learnt=[episode.learnt, short.learnt],
+    )
+    counted = [tokenizer.decode(t[t != -100]) for t in rows.targets]
+    assert counted == ["You live in Rome.<|im_end|>You are Ann.<|im_end|>", "Ann.<|im_end|>"]
+
+
+def test_only_the_predictions_that_count_are_computed(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    full = model(backbone)
+    prompts = [[Message(role="user", content="Hi")], [Message(role="user", content="What is my name?")]]
+    rows = answer_rows(ChatTemplate(tokenizer), prompts, ["Yes, indeed", "No"], roles=())
+    found = answer_logits(full, rows, full.zero_state(2))
+    everything = full(rows.ids, rows.mask, write=False).logits
+    assert everything.shape[1] > found.shape[1]
+    for row, on in enumerate(rows.targets != -100):
+        torch.testing.assert_close(found[row][on], everything[row, rows.at[row][on]].float())
 
 
 def test_no_state_is_an_empty_memory(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
