@@ -4,7 +4,7 @@ import logging
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from deltamem_agents.engine.planning import Plan, Planner
 from deltamem_agents.engine.prompts import PromptWriter, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
 from deltamem_agents.errors import ConflictError, GenerationError, SessionError, StoreError
-from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar
+from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar, rewound
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Entry, Snapshot, StateStore
@@ -37,6 +37,8 @@ class Prepared:
     """The generation prompt at its end."""
     prompt_tokens: int
     cached_tokens: int
+    warm: "_Warm | None" = None
+    """The KV cache it has gone on from."""
     gate: CallGate | None = None
     """Where tools may be called: holds calls back from the text that is shown."""
 
@@ -49,6 +51,7 @@ Decoded = tuple[Prepared, Lane, Message]
 class _Warm:
     """The KV cache that a session's last turn left behind."""
 
+    session: str
     head: str
     start: str | None
     row: Row
@@ -101,10 +104,11 @@ class TurnRunner:
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
         rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools)
         opening = self.writer.opening((*plan.shown, *plan.spoken), write=remembers, tools=plan.tools)
-        row = self._take_warm(request, plan, rendered.ids) or Row(self._start_state(plan))
+        warm = self._take_warm(request, plan, rendered.ids)
+        row = warm.row if warm else Row(self._start_state(plan))
         cached = len(row.ids)
         row, logits = feed(self.model, row, [*remainder(rendered.pieces, cached), opening])
-        return Prepared(request, plan, row, logits, opening, len(rendered.ids) + len(opening.ids), cached)
+        return Prepared(request, plan, row, logits, opening, len(rendered.ids) + len(opening.ids), cached, warm)
 
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
         """The decoding of a prepared turn."""
@@ -143,9 +147,11 @@ class TurnRunner:
                 raise cancelled_error()
             try:
                 self._commit(request, plan, row.state, id=snapshot, reply=reply)
-                self._keep_warm(request.session, _Warm(snapshot, plan.window.start_id, row))
+                self._keep_warm(_Warm(request.session, snapshot, plan.window.start_id, row))
             except ConflictError:
                 self._commit_on_new_head(request, plan, id=snapshot, reply=reply)
+        elif prepared.warm is not None:
+            self._give_back(prepared.warm, lane.row)
         usage = Usage(prepared.prompt_tokens, len(lane.stream.ids), prepared.cached_tokens)
         return Turn(reply, usage, lane.finish_reason, snapshot, request.session)
 
@@ -159,7 +165,7 @@ class TurnRunner:
         row = self._replay(plan, warm_for=request)
         try:
             self._commit(request, plan, row.state, id=snapshot)
-            self._keep_warm(request.session, _Warm(snapshot, plan.window.start_id, row))
+            self._keep_warm(_Warm(request.session, snapshot, plan.window.start_id, row))
             return snapshot
         except ConflictError:
             return self._commit_on_new_head(request, plan, id=snapshot)
@@ -190,8 +196,8 @@ class TurnRunner:
         """
         spoken = plan.spoken if reply is None else (*plan.spoken, reply)
         rendered = self.writer.render(plan.shown, spoken, write=True, tools=plan.tools)
-        row = self._take_warm(warm_for, plan, rendered.ids) if warm_for else None
-        row = row or Row(self._start_state(plan))
+        warm = self._take_warm(warm_for, plan, rendered.ids) if warm_for else None
+        row = warm.row if warm else Row(self._start_state(plan))
         rest = remainder(rendered.pieces, len(row.ids))
         return feed(self.model, row, rest)[0] if rest else row
 
@@ -277,15 +283,21 @@ class TurnRunner:
     # A KV cache only caches the one rule: it may be used when it belongs to the same head and the same window start,
     # and holds exactly the tokens that the prompt begins with.
 
-    def _take_warm(self, request: Request, plan: Plan, ids: tuple[int, ...]) -> Row | None:
+    def _take_warm(self, request: Request, plan: Plan, ids: tuple[int, ...]) -> _Warm | None:
         warm = self._warm.pop(request.session or "", None) if request.remembers else None
         if warm is None or plan.base is None or len(plan.groups) > 1:
             return None
         fits = (warm.head, warm.start) == (plan.base.id, plan.window.start_id)
-        return warm.row if fits and ids[: len(warm.row.ids)] == warm.row.ids else None
+        return warm if fits and ids[: len(warm.row.ids)] == warm.row.ids else None
 
-    def _keep_warm(self, session: str, warm: _Warm) -> None:
-        self._warm[session] = warm
+    def _give_back(self, warm: _Warm, row: Row) -> None:
+        """After a turn that only read: the session's cache is what it was before."""
+        before = rewound(row, warm.row)
+        if before is not None and warm.session not in self._warm:
+            self._keep_warm(replace(warm, row=before))
+
+    def _keep_warm(self, warm: _Warm) -> None:
+        self._warm[warm.session] = warm
         while sum(w.row.cache_bytes for w in self._warm.values()) > self.cache_bytes:
             self._warm.popitem(last=False)
 

@@ -4,7 +4,7 @@ from deltamem_agents.generation.constraints import Constraint, constrain, reply_
 from deltamem_agents.generation.decode import Decoder, FinishReason, Lane, Sampler, TextStream, decode
 from deltamem_agents.generation.options import GenerationOptions
 from deltamem_agents.generation.replies import CallGate
-from deltamem_agents.generation.rows import Batch, Piece, Row, can_batch, feed
+from deltamem_agents.generation.rows import Batch, Piece, Row, can_batch, feed, rewound
 
 __all__ = [
     "Batch",
@@ -23,4 +23,5 @@ __all__ = [
     "decode",
     "feed",
     "reply_grammar",
+    "rewound",
 ]

@@ -45,6 +45,15 @@ class Row:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def rewound(row: Row, earlier: Row) -> Row | None:
+    """The row as it was when it was `earlier`, which has been fed since: its cache is cut; None where that can't be."""
+    if row.ids[: len(earlier.ids)] != earlier.ids or not can_batch([row]):
+        return None
+    layers, kept = cast("Cache", row.cache).layers, len(earlier.ids)
+    pairs = [[tensor[:, :, :kept].clone() for tensor in _tensors(layer)] for layer in layers]
+    return Row(earlier.state, earlier.ids, _cache(pairs))
+
+
 def feed(model: DeltaMemModel, row: Row, pieces: Sequence[Piece]) -> tuple[Row, Tensor]:
     """Prefills pieces after what the row holds already.
 

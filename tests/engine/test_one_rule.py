@@ -65,6 +65,29 @@ def test_every_state_and_reply_is_that_of_a_replay_with_a_warm_cache_and_without
     assert cached or recent < 4, "the warm cache serves the turns between two moves of the window"
 
 
+@pytest.mark.parametrize("other", ["alone", "in a batch"])
+def test_a_call_that_only_reads_leaves_the_warm_cache_as_it_was(other: str, start: Start) -> None:
+    model = model_for()
+    engine, undisturbed = start(model, store=":memory:"), start(model, store=":memory:")
+    cached = []
+    for number in range(len(CONVERSATION)):
+        if other == "alone":
+            engine.generate([user("what?")], session="alice", memory="read", max_new_tokens=TOKENS)
+        else:
+            engine.batch(
+                [[user("what?")], [user("how long is a river?")]],
+                sessions=["alice", None],
+                memory="read",
+                max_new_tokens=TOKENS,
+            )
+        turn, expected = reply(engine, said(number)), reply(undisturbed, said(number))
+        assert turn.reply.content == expected.reply.content
+        assert near(engine.state("alice"), undisturbed.state("alice"))
+        assert turn.usage.cached_tokens == expected.usage.cached_tokens
+        cached.append(turn.usage.cached_tokens)
+    assert any(cached)
+
+
 def test_the_memory_changes_replies(start: Start) -> None:
     engine = start(recent_messages=0)
     first = reply(engine, [user("hi")])
