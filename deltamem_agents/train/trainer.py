@@ -145,7 +145,8 @@ class Trainer:
         for _ in range(recipe.accumulate):
             batches.append(self.objective.draw(self.position, self.rng))
             loss, found = self.objective(batches[-1])
-            self._check("loss", loss, batches)
+            if self.accelerator.num_processes == 1:
+                self._check("loss", loss, batches)
             (loss / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
             found["loss"] = loss.item()
             for name, value in found.items():
@@ -165,9 +166,11 @@ class Trainer:
         return {"step": self.step, "stage": stage, **figures}
 
     def _check(self, what: str, number: torch.Tensor, batches: list[Batch]) -> None:
+        """Stops the run. Of several processes all stop at the norm, which they share: alone, one would be waited for."""
         if torch.isfinite(number):
             return
-        path = self.output / "failed-batch.jsonl"
+        one = self.accelerator.num_processes == 1
+        path = self.output / ("failed-batch.jsonl" if one else f"failed-batch-{self.accelerator.process_index}.jsonl")
         episodes = [e for batch in batches for e in batch.episodes]
         write_episodes(path, episodes)
         kept = self.output / "checkpoint.pt"
