@@ -166,7 +166,7 @@ class Trainer:
         return {"step": self.step, "stage": stage, **figures}
 
     def _check(self, what: str, number: torch.Tensor, batches: list[Batch]) -> None:
-        """Stops the run. Of several processes all stop at the norm, which they share: alone, one would be waited for."""
+        """Stops the run: of several processes all at once, at the norm they share, or the others would wait for one."""
         if torch.isfinite(number):
             return
         one = self.accelerator.num_processes == 1
