@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deltamem_agents.adapter import DeltaMemAdapter
 from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
+from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.train.recipe import Recipe
 
 
@@ -85,35 +86,68 @@ class Checkpoint:
         return saved
 
 
-def initial_adapter(recipe: Recipe, backbone: nn.Module) -> DeltaMemAdapter:
-    """The adapter a run starts from: fresh, or from the recipe's `init_adapter`.
+def initial_adapter(recipe: Recipe, backbone: nn.Module) -> tuple[DeltaMemAdapter, range]:
+    """The adapter a run starts from: fresh, or from the recipe's `init_adapter`, which may have fewer state heads.
+
+    Returns:
+        The adapter, and which of its state heads are fresh.
 
     Raises:
         ConfigError: that adapter has other options than the recipe.
         AdapterError: it doesn't fit the backbone, or cannot be read.
         TrainingError: it is a damaged checkpoint.
     """
-    path = recipe.init_adapter
+    path, heads = recipe.init_adapter, recipe.adapter.num_state_heads
     adapter = DeltaMemAdapter.initialize(recipe.adapter, backbone, seed=recipe.seed)
     if path is None:
-        return adapter
-    if path.is_file():
-        weights = _read(path).get("adapter")
-    else:
+        return adapter, range(heads)
+    found = _saved_adapter(path, recipe, backbone)
+    differing = [n for n, value in found.config if value != getattr(recipe.adapter, n) and n != "num_state_heads"]
+    if found.config.num_state_heads > heads:
+        differing.append("num_state_heads")
+    if differing:
+        raise ConfigError(
+            f"init_adapter {path} differs from the recipe's adapter in {', '.join(differing)}: make them the same; "
+            "only num_state_heads may be higher in the recipe"
+        )
+    for old, new in zip(found.layers.values(), adapter.layers.values(), strict=True):
+        copy_heads(old, new)
+    return adapter, range(found.config.num_state_heads, heads)
+
+
+@torch.no_grad()
+def copy_heads(old: DeltaMemLayer, new: DeltaMemLayer) -> None:
+    """Copies a layer's weights into the first state heads of one that has as many or more."""
+    few, many = old.config, new.config
+    start_old = start_new = 0
+    kinds = 1 if few.couple_lambda else 2
+    for size_old, size_new in [*[(few.width, many.width)] * 3, *[(few.gates, many.gates)] * kinds]:
+        new.in_proj[start_new : start_new + size_old] = old.in_proj[start_old : start_old + size_old]
+        start_old, start_new = start_old + size_old, start_new + size_new
+    for kind in range(kinds):
+        gates = old.gate_bias[kind * few.gates : (kind + 1) * few.gates]
+        new.gate_bias[kind * many.gates : kind * many.gates + few.gates] = gates
+    for name, delta in old.delta.items():
+        new.delta[name][:, : few.width] = delta
+    for name, parameter in old.named_parameters():
+        if name in ("delta_scale_raw", "delta_o_rmsnorm_weight"):
+            getattr(new, name).copy_(parameter)
+
+
+def _saved_adapter(path: Path, recipe: Recipe, backbone: nn.Module) -> DeltaMemAdapter:
+    """The adapter of a folder, or of another run's checkpoint."""
+    if not path.is_file():
         found = DeltaMemAdapter.from_pretrained(path)
         found.sites_in(backbone)
-        if found.config != recipe.adapter:
-            wanted = dict(recipe.adapter)
-            names = [name for name, value in found.config if value != wanted[name]]
-            raise ConfigError(
-                f"init_adapter {path} differs from the recipe's adapter in {', '.join(names)}: make them the same"
-            )
-        weights = found.state_dict()
+        return found
+    content = _read(path)
     try:
-        adapter.load_state_dict(weights)  # type: ignore[arg-type]
-    except (RuntimeError, TypeError) as error:
+        config = Recipe.model_validate_json(content["recipe"]).adapter  # type: ignore[arg-type]
+        found = DeltaMemAdapter.initialize(config, backbone)
+        found.load_state_dict(content["adapter"])  # type: ignore[arg-type]
+    except (KeyError, RuntimeError, TypeError, ValidationError) as error:
         raise AdapterError(f"init_adapter {path} does not fit the recipe's adapter and model: {error}") from error
-    return adapter
+    return found
 
 
 def rng_from(state: object) -> random.Random:

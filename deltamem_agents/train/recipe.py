@@ -111,7 +111,10 @@ class Recipe(BaseModel):
     adapter: DeltaMemConfig = DeltaMemConfig()
     """Options of the adapter."""
     init_adapter: Path | None = None
-    """Start from this adapter folder, or checkpoint of another run, instead of random weights. Relative to the file."""
+    """Start from this adapter folder, or checkpoint of another run. Relative to the file. Heads it lacks are fresh."""
+    align: float = Field(default=0.0, ge=0, le=1)
+    """Fresh state heads begin with keys, values and gates fitted to the backbone, and corrections of this length; 0.05
+    is a good one. 0: random weights."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The curriculum."""
     data: tuple[Source, ...] = ()

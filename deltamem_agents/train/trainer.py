@@ -16,7 +16,9 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, TrainingError
+from deltamem_agents.train.aligned import align_heads
 from deltamem_agents.train.card import model_card
 from deltamem_agents.train.checkpoint import Checkpoint, initial_adapter, rng_from
 from deltamem_agents.train.data import TrainingData
@@ -56,8 +58,12 @@ class Trainer:
         backbone = backbone.to(self.accelerator.device).eval()
         values = Values(training_vocabulary(tokenizer))
         data = TrainingData.load(recipe.data, values, count=lambda text: len(tokenizer.encode(text)) + 5)
-        adapter = initial_adapter(recipe, backbone).to(self.accelerator.device)
-        self.model = DeltaMemModel(backbone, adapter)
+        adapter, fresh = initial_adapter(recipe, backbone)
+        self.model = DeltaMemModel(backbone, adapter.to(self.accelerator.device))
+        if recipe.align and fresh and not (output / "checkpoint.pt").exists():
+            align_heads(
+                self.model, ChatTemplate(tokenizer), data, heads=fresh, strength=recipe.align, seed=recipe.seed
+            )
         self.objective = Objective(recipe, self.model, tokenizer, data)
         o = recipe.optimiser
         self.optimizer = torch.optim.AdamW(

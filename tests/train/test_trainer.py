@@ -13,6 +13,7 @@ from deltamem_agents.adapter import DeltaMemAdapter
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
 from deltamem_agents.train import Episode, Losses, Record, Source, Stage, Trainer, read_episodes, write_episodes
+from tests.builders import randomised
 from tests.chat import chat_backbone
 from tests.train.conftest import small_recipe
 
@@ -139,10 +140,47 @@ def test_a_run_starts_from_an_adapter_folder_or_a_checkpoint(make: Make) -> None
         assert second.step == 0
         for name, tensor in first.model.adapter.named_tensors().items():
             torch.testing.assert_close(second.model.adapter.named_tensors()[name], tensor, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ConfigError, match="differs from the recipe's adapter in rank"):
-        make("other", init_adapter=first.output / "adapter", adapter=DeltaMemConfig(rank=2, num_state_heads=2))
+        with pytest.raises(ConfigError, match="differs from the recipe's adapter in rank"):
+            make("other", init_adapter=first.output / start, adapter=DeltaMemConfig(rank=2, num_state_heads=2))
+        with pytest.raises(ConfigError, match="differs from the recipe's adapter in num_state_heads"):
+            make("other", init_adapter=first.output / start, adapter=DeltaMemConfig(rank=4, num_state_heads=1))
+    torch.save({"adapter": {}}, first.output / "odd.pt")
     with pytest.raises(AdapterError, match="does not fit"):
-        make("other", init_adapter=first.output / "checkpoint.pt", adapter=DeltaMemConfig(rank=2, num_state_heads=2))
+        make("other", init_adapter=first.output / "odd.pt")
+
+
+@pytest.mark.parametrize("rankwise", [True, False])
+def test_state_heads_that_an_earlier_adapter_lacks_are_fresh_and_its_own_go_on_as_they_were(
+    make: Make, rankwise: bool
+) -> None:
+    narrow = DeltaMemConfig(rank=4, num_state_heads=2, rankwise_gates=rankwise)
+    wide = narrow.model_copy(update={"num_state_heads": 3})
+    first = make("first", adapter=narrow)
+    randomised(first.model.adapter)
+    first.run(until=1)
+    second = make("second", adapter=wide, init_adapter=first.output / "checkpoint.pt", stages=(Stage(steps=1),))
+    hidden = torch.randn(1, 7, 32)
+    layers = zip(first.model.adapter.layers.values(), second.model.adapter.layers.values(), strict=True)
+    for old, new in layers:
+        assert old.shape.hidden == 32
+        reads, state = old(hidden, torch.zeros(1, 2, 4, 4))
+        wider, wide_state = new(hidden, torch.zeros(1, 3, 4, 4))
+        torch.testing.assert_close(wider[..., :8], reads)
+        torch.testing.assert_close(wide_state[:, :2], state)
+        for name, delta in old.delta.items():
+            assert torch.equal(new.delta[name][:, :8], delta)
+
+
+def test_a_run_that_begins_aligned_goes_on_exactly(make: Make) -> None:
+    whole, parts = make("whole", align=0.05), make("parts", align=0.05)
+    biases = [next(iter(t.model.adapter.layers.values())).gate_bias for t in (whole, make("random"))]
+    assert not torch.equal(*biases)
+    whole.run(until=4)
+    parts.run(until=2)
+    again = make("parts", align=0.05)
+    again.run(until=4)
+    for name, tensor in whole.model.adapter.named_tensors().items():
+        assert torch.equal(again.model.adapter.named_tensors()[name], tensor)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(make: Make) -> None:
