@@ -1,6 +1,7 @@
 """`deltamem sessions`: memories as branches of commits: seen, forked, rolled back, moved and deleted."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -93,6 +94,39 @@ def show(
     from deltamem_agents.cli.memory_view import print_memory
 
     print_memory(view)
+
+
+@app.command()
+def report(
+    name: NameArgument,
+    store: StoreOption = None,
+    output: Annotated[Path | None, typer.Option(help="The file to write. Default: the session's name, .html.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    writes: Annotated[
+        bool, typer.Option("--writes", help="Load the model and show what the last turns wrote, word by word.")
+    ] = False,
+    last: Annotated[int, typer.Option(min=1, help="With --writes: how many turns.")] = 10,
+    model: ModelOption = BUNDLED,
+    adapter: AdapterOption = None,
+) -> None:
+    """Write an HTML page of a session: its memory as pictures, its log and its sizes."""
+    from deltamem_agents.report import recent_writes, session_page
+
+    with open_existing(store) as opened:
+        info = find_session(opened, name)
+        file = output or Path(re.sub(r"[^\w-]+", "-", name)[:60] + ".html")
+        if file.exists() and not force:
+            raise StoreError(f"{file} exists: choose another file with --output, or overwrite it with --force")
+        if not writes or info.head is None:
+            page = session_page(opened, name)
+    if writes and info.head is not None:
+        with load_engine(model, adapter=adapter, store=store) as engine:
+            page = session_page(engine.store, name, writes=recent_writes(engine, name, turns=last))
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be written ({error}): check its folder, permissions and disk") from error
+    note(f"{file}: {length(info)}, {decimal(file.stat().st_size)}.")
 
 
 @app.command()

@@ -1,0 +1,166 @@
+"""The page: what a store tells about a session, laid out for people. Jinja escapes whatever users have said."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+
+from deltamem_agents.engine.inspection import MemoryView, stored_view
+from deltamem_agents.engine.last_turn import LastTurn
+from deltamem_agents.errors import SessionNotFoundError
+from deltamem_agents.messages import Message
+from deltamem_agents.report.chart import HEIGHT, WIDTH, turn_chart
+from deltamem_agents.report.heat import NEGATIVE, POSITIVE, heat_map
+from deltamem_agents.report.history import TurnChange, turn_changes
+from deltamem_agents.state import MemoryState
+from deltamem_agents.store import Entry, Snapshot, StateStore
+
+FULL_COLOUR = 0.97
+"""The quantile of sizes that is drawn in full colour, and all beyond it: a few outliers shall not pale all the rest."""
+OPEN_TURNS = 20
+"""How many commits of the log are unfolded."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPicture:
+    """One layer's memory."""
+
+    number: int
+    heat: str
+    """Its heads, as a `data:` URL."""
+    norm: float
+    share: float
+    """Its norm against the strongest layer's, 0 to 1."""
+    directions: float
+    """In use, the mean over its heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSize:
+    """What one conversation of the session would take in a prompt."""
+
+    name: str
+    messages: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the store keeps of the session."""
+
+    state: int
+    """Bytes of one state."""
+    kept: int
+    """Snapshots kept, on the line and left."""
+    texts: int
+    """Bytes of messages' texts."""
+    threads: tuple[ThreadSize, ...]
+
+
+def session_page(store: StateStore, session: str, *, writes: Mapping[str, LastTurn] | None = None) -> str:
+    """A page of HTML that needs nothing else: states as heat maps, what each turn wrote, the log, and sizes.
+
+    Args:
+        store: where the session is.
+        session: its name.
+        writes: what turns wrote, by snapshot, from `recent_writes`; None: the page says how to get them.
+
+    Raises:
+        SessionNotFoundError: there is no such session.
+        StateError: a state cannot be read.
+        StoreError: the store cannot be read.
+    """
+    info = store.session(session)
+    if info is None:
+        raise SessionNotFoundError(f"there is no session {session!r} in this store: see sessions()")
+    log, view = store.log(session), stored_view(store, session)
+    line = [] if info.head is None else store.line(info.head)
+    changes = turn_changes(store, line)
+    environment = Environment(
+        loader=PackageLoader("deltamem_agents.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"bytes": _bytes, "text": _text, "percent": _percent}
+    return environment.get_template("session.html").render(
+        info=info,
+        view=view,
+        heads=len(view.norms[0]) if view.norms else 0,
+        layers=_layers(store, view),
+        colours={"positive": POSITIVE, "negative": NEGATIVE},
+        chart=turn_chart(changes) if changes else None,
+        width=WIDTH,
+        height=HEIGHT,
+        new={change.turn.id: change.new for change in changes},
+        writes=writes,
+        darkest=_darkest(writes or {}),
+        written=[(turn, writes[turn.id]) for turn in reversed(line) if turn.id in writes] if writes else [],
+        line={turn.id for turn in line},
+        recent=log[::-1][:OPEN_TURNS],
+        older=log[::-1][OPEN_TURNS:],
+        sizes=_sizes(info.state_bytes, log, changes),
+    )
+
+
+def _layers(store: StateStore, view: MemoryView) -> list[LayerPicture]:
+    """Each layer in colours of its own scale: the last ones are many times stronger than the first."""
+    if view.snapshot is None:
+        return []
+    state: Tensor = MemoryState.from_bytes(store.snapshot(view.snapshot).state).tensor[0]
+    norms = state.flatten(1).norm(dim=1).tolist()
+    strongest = max(norms) or 1.0
+    return [
+        LayerPicture(
+            number,
+            heat_map(heads, top=_full_colour(heads.abs().flatten().tolist())),
+            norm,
+            norm / strongest,
+            sum(used) / len(used),
+        )
+        for number, (heads, norm, used) in enumerate(zip(state, norms, view.directions, strict=True))
+    ]
+
+
+def _sizes(state: int, log: Sequence[Snapshot], changes: Sequence[TurnChange]) -> Sizes:
+    newest = {change.turn.thread: change.turn for change in changes}  # the last of each thread stays
+    threads = (ThreadSize(name, turn.thread_messages, turn.thread_tokens) for name, turn in newest.items())
+    kept = {turn.id: turn for turn in (*log, *(change.turn for change in changes))}
+    texts = sum(len((entry.text or "").encode()) for turn in kept.values() for entry in turn.entries)
+    return Sizes(state, len(kept), texts, tuple(threads))
+
+
+def _darkest(writes: Mapping[str, LastTurn]) -> float:
+    """The strength that is shaded darkest."""
+    return _full_colour([w.strength for last in writes.values() for m in last.messages for w in m.writes or ()])
+
+
+def _full_colour(sizes: Sequence[float]) -> float:
+    ordered = sorted(sizes) or [0.0]
+    return ordered[int(FULL_COLOUR * (len(ordered) - 1))] or ordered[-1] or 1.0
+
+
+# --- how things are shown
+
+
+def _text(entry: Entry) -> str | None:
+    """What was said, calls of tools included; None where that is not kept."""
+    if entry.text is None:
+        return None
+    message = Message.model_validate_json(entry.text)
+    calls = (f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.tool_calls)
+    return "\n".join(part for part in (message.content, *calls) if part)
+
+
+def _bytes(number: int) -> str:
+    if number < 1000:
+        return f"{number} bytes"
+    value, unit = (number / 1000, "KB") if number < 1_000_000 else (number / 1_000_000, "MB")
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
