@@ -21,8 +21,9 @@ MAY_IMPORT["train"] = set(LAYERS) - {"engine"}
 MAY_IMPORT["evaluate"] = {*LAYERS, "store", "train"}
 MAY_IMPORT["plots"] = {"errors"}
 MAY_IMPORT["bench"] = {*LAYERS, "store", "train", "plots"}
-MAY_IMPORT["cli"] = {*LAYERS, "store", "train", "evaluate", "bench"}
-TOP = {"train", "evaluate", "bench", "cli"}
+MAY_IMPORT["report"] = {*LAYERS, "store"}
+MAY_IMPORT["cli"] = {*LAYERS, "store", "train", "evaluate", "bench", "report"}
+TOP = {"train", "evaluate", "bench", "report", "cli"}
 FRAMEWORKS = ("langchain", "llama_index")
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "impl", "common"}
 

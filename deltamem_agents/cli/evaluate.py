@@ -1,6 +1,7 @@
 """`deltamem evaluate`: whether the memory remembers, with controls beside it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +15,11 @@ from deltamem_agents.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltamem_agents.evaluate import RecallReport
+    from deltamem_agents.evaluate.suites import SuiteReport
+
+COLUMNS = (BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model and its adapter.")
-
-
-@app.callback()
-def _evaluate() -> None:
-    """Keeps `recall` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -53,8 +52,7 @@ def recall(
         if threads is not None:
             torch.set_num_threads(threads)
         names = list(ROWS) if rows == "all" else [name.strip() for name in rows.split(",")]
-        columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-        with Progress(TextColumn("{task.description}"), *columns, console=err) as bar:
+        with _bar() as bar:
             tasks = {name: bar.add_task(name, total=None, start=False, visible=False) for name in names}
 
             def progress(name: str, done: int, total: int) -> None:
@@ -81,14 +79,140 @@ def recall(
         note(f"written: {output} and {output.with_suffix('.md')}")
 
 
-def _numbers(seeds: str) -> list[int]:
+def _suite(name: str, about: str) -> Callable[..., None]:
+    """The command of one suite; all take the same options."""
+
+    def command(
+        data: Annotated[
+            Path | None, typer.Option(help="The benchmark's files, or a folder above them. Nothing is bundled.")
+        ] = None,
+        budgets: Annotated[
+            str, typer.Option(help="Tokens of the conversation that may be visible; separated by commas.")
+        ] = "128,256,512,1024",
+        conditions: Annotated[str, typer.Option(help='Conditions, separated by commas, or "all".')] = "all",
+        conversations: Annotated[int | None, typer.Option(min=1, help="At most so many, a seeded choice.")] = None,
+        questions: Annotated[
+            int | None, typer.Option(min=1, help="At most so many of each conversation, a seeded choice.")
+        ] = None,
+        seed: Annotated[int, typer.Option(help="Draws what is drawn.")] = 0,
+        model: ModelOption = BUNDLED,
+        adapter: AdapterOption = None,
+        output: Annotated[
+            Path | None,
+            typer.Option(help="Folder for every answer, the tables and the memories; a run that was stopped goes on."),
+        ] = None,
+        threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
+    ) -> None:
+        """Set below."""
+        _run_suite(
+            name,
+            data=data,
+            budgets=_numbers(budgets, what="budgets"),
+            conditions=conditions,
+            conversations=conversations,
+            questions=questions,
+            seed=seed,
+            model=model,
+            adapter=adapter,
+            output=output,
+            threads=threads,
+        )
+
+    command.__doc__ = f"""{about}
+
+    Every question is asked under every condition: none, window, bm25, summary, evidence, full (the frozen model);
+    state, state+window, state+bm25 (δ-mem); and the controls zero, shuffled, swapped, swapped+window, swapped+bm25.
+    """
+    return command
+
+
+for _name, _about in {
+    "babi": "bAbI: the last question of each story.",
+    "facts": "Fact consolidation: some facts are told anew with another value.",
+    "intents": "Test-time learning: labels without a meaning, from examples.",
+    "locomo": "LoCoMo: months of talk, scored as its authors do.",
+    "memorybank": "MemoryBank: how close the answers come to those with the full history.",
+    "xquad": "XQuAD in English: reading paragraphs.",
+}.items():
+    app.command(_name)(_suite(_name, _about))
+
+
+def _run_suite(
+    name: str,
+    *,
+    data: Path | None,
+    budgets: list[int],
+    conditions: str,
+    conversations: int | None,
+    questions: int | None,
+    seed: int,
+    model: str,
+    adapter: str | None,
+    output: Path | None,
+    threads: int | None,
+) -> None:
+    """Runs a suite and shows its tables."""
+    from deltamem_agents.evaluate.suites.loading import load_suite  # here: it imports transformers
+
+    whole = load_suite(name, data, seed=seed)
+    if output is not None:
+        _make_folder(output)
+    store = ":memory:" if output is None else str(output / "memory.db")
+    with load_engine(model, adapter=adapter, store=store, recent_messages=0) as engine:
+        import torch
+
+        from deltamem_agents.evaluate.suites import CONDITIONS, evaluate_suite, limited
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with _bar() as bar:
+            task = bar.add_task(name, total=None)
+            report = evaluate_suite(
+                engine,
+                limited(whole, conversations=conversations, questions=questions, seed=seed),
+                conditions=list(CONDITIONS) if conditions == "all" else [c.strip() for c in conditions.split(",")],
+                budgets=budgets,
+                seed=seed,
+                limits=_limits(conversations, questions, seed),
+                output=output,
+                progress=lambda talk, done, total: bar.update(
+                    task, description=f"{name}: {talk}", completed=done, total=total
+                ),
+            )
+    typer.echo(report.render())
+    if output is not None:
+        _write(report, output / "report.json")
+        note(f"written: {output}/report.json, report.md, records.jsonl")
+
+
+def _limits(conversations: int | None, questions: int | None, seed: int) -> str:
+    """How a run was limited, for its report."""
+    if conversations is None and questions is None:
+        return "all"
+    most = "all conversations" if conversations is None else f"at most {conversations} conversations"
+    each = "all their questions" if questions is None else f"at most {questions} questions of each"
+    return f"{most}, {each}, chosen with seed {seed}"
+
+
+def _bar() -> Progress:
+    return Progress(TextColumn("{task.description}"), *(column() for column in COLUMNS), console=err)
+
+
+def _make_folder(path: Path) -> None:
     try:
-        return [int(seed) for seed in seeds.split(",")]
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {path} cannot be made ({error}): choose another --output") from error
+
+
+def _numbers(text: str, *, what: str = "seeds") -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"seeds are {seeds!r}, expected whole numbers with commas, as in 0,1,2") from error
+        raise ConfigError(f"{what} are {text!r}, expected whole numbers with commas, as in 0,1,2") from error
 
 
-def _write(report: "RecallReport", output: Path) -> None:
+def _write(report: "RecallReport | SuiteReport", output: Path) -> None:
     """Writes what is known so far: a run that is stopped has left its finished rows."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

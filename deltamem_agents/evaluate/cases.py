@@ -9,8 +9,7 @@ from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
 from deltamem_agents.train.attributes import ATTRIBUTES
 from deltamem_agents.train.convert import intent_texts
-from deltamem_agents.train.episode import Episode, contains
-from deltamem_agents.train.episodes import UNKNOWN
+from deltamem_agents.train.episode import UNKNOWN, Episode, contains
 from deltamem_agents.train.facts import GENERATED, Fact, ValueMix, Values
 from deltamem_agents.train.labels import LabelTexts
 

@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from deltamem_agents.train.episode import Episode, contains
-from deltamem_agents.train.episodes import UNKNOWN
+from deltamem_agents.train.episode import UNKNOWN, Episode, contains
 
 Measure = Literal["right", "stale", "unsure"]
 
