@@ -29,11 +29,25 @@ def bench(
 
 
 @app.command()
-def concurrency(quick: QuickOption = False, seed: SeedOption = 0, output: OutputOption = None) -> None:
+def concurrency(
+    quick: QuickOption = False,
+    users: Annotated[int | None, typer.Option(help="Only so many users at once, each with a secret.", min=2)] = None,
+    asynchronous: Annotated[bool, typer.Option("--async", help="With --users: tasks instead of threads.")] = False,
+    seed: SeedOption = 0,
+    output: OutputOption = None,
+) -> None:
     """Measure many sessions at once against the same turns one by one."""
     from deltamem_agents.bench import render, run_concurrency
+    from deltamem_agents.bench.concurrency import run_users
 
-    typer.echo(render(run_concurrency(quick=quick, seed=seed, output=output)))
+    if asynchronous and users is None:
+        raise typer.BadParameter("how many tasks? give --users", param_hint="--async")
+    if users is not None:
+        repeats = 1 if quick else 3
+        report = run_users(users=users, asynchronous=asynchronous, repeats=repeats, seed=seed, output=output)
+    else:
+        report = run_concurrency(quick=quick, seed=seed, output=output)
+    typer.echo(render(report))
 
 
 @app.command()

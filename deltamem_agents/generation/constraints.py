@@ -1,8 +1,10 @@
 """Constraints: which tokens a reply may go on with, so that what comes out can be parsed."""
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+import re
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -11,16 +13,19 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from deltamem_agents.backbone.calls import CallSyntax
-from deltamem_agents.backbone.tools import ToolUse
+from deltamem_agents.backbone.tools import ToolUse, schema_error
 from deltamem_agents.errors import ConfigError, GenerationError
 from deltamem_agents.generation.formats import ResponseFormat, json_expression
 
 MARGIN = 64
 """From how many tokens before the end, beyond twice what the shortest reply takes, room for closing is looked after."""
+LONGEST = 255
+"""The shortest string by a pattern is looked for up to this length."""
 
 
 def reply_grammar(format: ResponseFormat | None, use: ToolUse, syntax: CallSyntax) -> str | None:
@@ -67,11 +72,17 @@ class _Vocabulary:
     """A tokenizer as llguidance sees it."""
 
     table: LLTokenizer
+    shortest: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The shortest strings by patterns and formats that have occurred."""
 
     def next_out(self, allowed: NDArray[np.bool_]) -> int:
         """The token that brings JSON nearest to its end. Where a letter could be, it is inside a string."""
         order = self._out_of_a_string if self._letter is not None and allowed[self._letter] else self._out
         return int(order[allowed[order].argmax()])
+
+    def closes(self, token: int) -> bool:
+        """Whether a token closes a string, an array or an object."""
+        return self._texts[token][:1] in (b'"', b"]", b"}")
 
     @cached_property
     def _texts(self) -> list[bytes]:
@@ -122,7 +133,34 @@ def constrain(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], grammar
     matcher = LLMatcher(known[key].table, grammar, log_level=0)
     if matcher.is_error():
         raise ConfigError(f"the reply cannot be held to its format or tools: {matcher.get_error()}")
-    return Constraint(matcher, known[key])
+    return Constraint(matcher, known[key], _endings(known[key], grammar))
+
+
+def _endings(vocabulary: "_Vocabulary", grammar: str) -> list[list[int]]:
+    """How strings with a pattern or format in a grammar may end: what the shortest one ends in, shorter ones first.
+
+    A string that must still hold an "@" somewhere can go on for ever, whichever token is taken next.
+    """
+    found = dict.fromkeys(re.findall(r'"(pattern|format)": ("(?:[^"\\]|\\.)*")', grammar))
+    shortest = (_shortest(vocabulary, keyword, json.loads(value)) for keyword, value in found)
+    ends = dict.fromkeys(text[at:] for text in shortest for at in range(1, len(text)))
+    return [vocabulary.table.tokenize_str(end) for end in sorted(ends, key=len)]
+
+
+def _shortest(vocabulary: "_Vocabulary", keyword: str, value: str) -> str:
+    """The shortest string by a pattern or format, as JSON; empty if it is longer than `LONGEST` or there is none."""
+    if (known := vocabulary.shortest.get((keyword, value))) is not None:
+        return known
+    string: dict[str, JsonValue] = {"type": "string", keyword: value}
+    lengths = range(LONGEST + 1)
+    least = bisect_left(lengths, True, key=lambda most: not schema_error({**string, "maxLength": most}, lenient=True))
+    found = ""
+    if least in lengths:
+        grammar = f"%llguidance {{}}\nstart: {json_expression({**string, 'maxLength': least}, lenient=True)}\n"
+        bounded = Constraint(LLMatcher(vocabulary.table, grammar, log_level=0), vocabulary)
+        found = vocabulary.table.decode_bytes(bounded.way_out(room=8 * LONGEST) or []).decode()
+    vocabulary.shortest[keyword, value] = found
+    return found
 
 
 class Constraint:
@@ -132,12 +170,16 @@ class Constraint:
     a plain search finds: it is cut short, but it can be parsed.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary) -> None:
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, endings: Sequence[list[int]] = ()) -> None:
+        self._matcher, self._vocabulary, self._endings = matcher, vocabulary, endings
         self._plan: list[int] | None = None
         self._near = 0
         self.cut_short = False
         """Whether the reply was brought to its end for want of room."""
+
+    def way_out(self, *, room: int) -> list[int] | None:
+        """Tokens that end the reply from here; none where it may end already; None if no way in `room` is found."""
+        return self._way_out(self._matcher, room)
 
     @property
     def may_stop(self) -> bool:
@@ -206,6 +248,13 @@ class Constraint:
         while not at.is_accepting():
             if len(way) >= room or at.is_stopped():
                 return None
-            way.append(self._vocabulary.next_out(self._allowed(at)))
-            at.consume_token(way[-1])
-        return way
+            token = self._vocabulary.next_out(self._allowed(at))
+            step = [token] if self._vocabulary.closes(token) else self._ending(at) or [token]
+            way += step
+            at.consume_tokens(step)
+        return way if len(way) <= room else None
+
+    def _ending(self, matcher: LLMatcher) -> list[int]:
+        """The end of a string with a pattern, if one is known that fits here."""
+        fits = (end for end in self._endings if matcher.deep_copy().try_consume_tokens(end) == len(end))
+        return next(fits, [])

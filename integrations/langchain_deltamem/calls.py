@@ -9,8 +9,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from deltamem_agents import Message, SessionError, Turn
 from langchain_deltamem.errors import check_options
-from langchain_deltamem.messages import HANDLE, last_chunk, reply_message, to_engine
-from langchain_deltamem.structured import as_format
+from langchain_deltamem.messages import HANDLE, in_system_prompt, last_chunk, reply_message, summaries, to_engine
+from langchain_deltamem.structured import as_format, format_prompt
 from langchain_deltamem.tools import is_forced
 
 BESIDE = ("session", "thread", "memory", "recent_messages", "tools", "tool_choice", "parallel_tool_calls")
@@ -68,8 +68,12 @@ class EngineCall:
         session = options["session"] = options.pop("session_id", None)
         check_options({name: value for name, value in options.items() if name not in BESIDE})
         alone = session is None or options.get("memory") == "off"
-        said = to_engine(messages, whole=alone)
-        return cls(said, options, other or model, its_adapter or adapter, is_forced(options.get("tool_choice")))
+        forced = is_forced(options.get("tool_choice"))
+        told = [] if alone else summaries(messages)  # the memory has what they sum up
+        said = to_engine([m for m in messages if m not in told], whole=alone)
+        notes = [str(message.text) for message in told]
+        notes += [] if forced else format_prompt(options.get("response_format"))
+        return cls(in_system_prompt(said, notes), options, other or model, its_adapter or adapter, forced)
 
     def result(self, turn: Turn) -> ChatResult:
         """The whole answer."""

@@ -12,7 +12,7 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from deltamem_agents import DeltaMemEngine, GenerationOptions, StateStore, Turn
 from langchain_deltamem.calls import EngineCall
@@ -120,14 +120,15 @@ class ChatDeltaMem(SessionChatModel):
         """This model with tools that it may call. What it calls is valid by the tools' schemas, always.
 
         Args:
-            tools: LangChain tools, functions, pydantic classes, TypedDicts, JSON schemas, or dicts in OpenAI's,
-                Anthropic's or Bedrock's style.
+            tools: LangChain tools, functions, pydantic classes, dataclasses, TypedDicts, JSON schemas, or dicts in
+                OpenAI's, Anthropic's or Bedrock's style.
             tool_choice: None or "auto": the model decides. "any", "required" or True: the reply is a call of any tool.
                 A tool's name, or OpenAI's dict with one: a call of that tool. "none" or False: no call.
             parallel_tool_calls: False: a reply holds one call at most.
             strict: True: all properties of the tools are required, and there are no others; of a `response_format`:
                 keywords that cannot be enforced are an error.
-            response_format: what a reply that calls no tool must be: a pydantic class, a TypedDict, or OpenAI's dict.
+            response_format: what a reply that calls no tool must be: a pydantic class, a dataclass, a TypedDict, or
+                OpenAI's dict.
             **kwargs: further keywords of the calls.
 
         Raises:
@@ -146,15 +147,15 @@ class ChatDeltaMem(SessionChatModel):
         include_raw: bool = False,
         strict: bool | None = None,
         **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+    ) -> Runnable[LanguageModelInput, Any]:
         """This model with replies that are objects, valid by a schema.
 
         Args:
-            schema: a pydantic class, of which the objects are then, or a TypedDict or JSON schema: dicts. None: any
-                JSON object, with "json_mode".
-            method: "function_calling": a forced call of one tool; the model sees the schema and its descriptions.
-                "json_schema": the reply's text is held to the schema, which the model doesn't see. "json_mode": the
-                same, but what cannot be enforced of a schema is let pass.
+            schema: a pydantic class or a dataclass, of which the objects are then, or a TypedDict or JSON schema:
+                dicts. None: any JSON object, with "json_mode".
+            method: "function_calling": a forced call of one tool. "json_schema": the reply's text is held to the
+                schema. "json_mode": the same, but what cannot be enforced of a schema is let pass. In each case the
+                prompt shows the schema and its descriptions, and nothing of that is written into memory.
             include_raw: give `{"raw": message, "parsed": object, "parsing_error": error}` and never fail in parsing.
             strict: True: all properties are required, and there are no others.
             **kwargs: further keywords of the calls.

@@ -27,6 +27,23 @@ THOUGHTS = {"reasoning", "thinking", "redacted_thinking"}
 """Content blocks of what a model, maybe another one, thought on its way to a reply: no part of what was said."""
 
 
+def summaries(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """LangChain's summaries of what was said before: a human's messages by their type, but nobody's words.
+
+    The last message is what is to be replied to, whatever it is.
+    """
+    return [m for m in messages[:-1] if m.additional_kwargs.get("lc_source") == "summarization"]
+
+
+def in_system_prompt(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
+    """Messages with texts at the end of the system prompt, which is shown and never written; made if there is none."""
+    if not texts:
+        return list(messages)
+    head = [m for m in messages[:1] if m.role == "system"]
+    content = "\n\n".join([*(m.content for m in head), *texts])
+    return [Message(role="system", content=content), *messages[len(head) :]]
+
+
 def to_engine(messages: Sequence[BaseMessage], *, whole: bool = False) -> list[Message]:
     """Converts LangChain messages; ids and our own handles come along, so that the engine knows what it has seen.
 

@@ -1,5 +1,8 @@
 """Structured output: how a schema is put to the model, and how its reply becomes an object again."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -8,17 +11,18 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import Generation
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import TypeAdapter
 
 from deltamem_agents import ConfigError
 from langchain_deltamem.errors import check_options
-from langchain_deltamem.tools import engine_tools, tool_keywords
+from langchain_deltamem.tools import engine_tools, plain, tool_keywords, untitled
 
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
-"""`function_calling`: a forced tool call, the schema is in the prompt. `json_schema`: the reply is held to the schema,
-which the prompt doesn't show. `json_mode`: the same, but keywords that cannot be enforced are let pass."""
+"""`function_calling`: a forced tool call. `json_schema`: the reply is held to the schema. `json_mode`: the same, but
+keywords that cannot be enforced are let pass. The prompt shows the schema in each case."""
 Schema: TypeAlias = dict[str, Any] | type
 FORMATS = ("text", "json_object", "json_schema", "regex", "lark")
 """Types of the engine's own response formats."""
@@ -34,7 +38,10 @@ def schema_keywords(schema: Schema | None, *, method: str, strict: bool | None) 
     if method not in get_args(Method):
         raise ConfigError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
     if schema is None and method != "json_mode":
-        raise ConfigError(f"method {method!r} needs a schema: a pydantic class, a TypedDict or a JSON schema, got None")
+        raise ConfigError(
+            f"method {method!r} needs a schema: a pydantic class, a dataclass, a TypedDict or a JSON schema, got None"
+        )
+    schema = None if schema is None else plain(schema)
     if schema is None or method != "function_calling":
         lenient = False if method == "json_mode" and strict is None else strict
         keywords: dict[str, object] = {"response_format": checked_format(schema, strict=lenient)}
@@ -60,8 +67,8 @@ def as_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]
     """The engine's format for what a caller gives as one.
 
     Args:
-        given: the engine's own dict, which is OpenAI's; a pydantic class, a TypedDict or a JSON schema; None: any JSON
-            object.
+        given: the engine's own dict, which is OpenAI's; a pydantic class, a dataclass, a TypedDict or a JSON schema;
+            None: any JSON object.
         strict: True: all properties are required, and there are no others. False: keywords that cannot be enforced are
             let pass. None: they are an error. Counts where the format itself doesn't say.
 
@@ -76,14 +83,28 @@ def as_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]
             return given
         return {**given, "json_schema": {"strict": strict, **named}}
     try:
-        name, schema = tool_name(given), convert_to_json_schema(given, strict=strict)
+        name, schema = tool_name(given), convert_to_json_schema(plain(given), strict=strict)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"no schema can be made of {given!r} ({error}): expected a pydantic class, a TypedDict or a JSON schema "
-            "with a title"
+            f"no schema can be made of {given!r} ({error}): expected a pydantic class, a dataclass, a TypedDict or a "
+            "JSON schema with a title"
         ) from error
     named = {"name": name, "schema": schema}
     return {"type": "json_schema", "json_schema": named if strict is None else {**named, "strict": strict}}
+
+
+def format_prompt(format: object) -> list[str]:
+    """What the system prompt says of a JSON format, which the reply is held to: a model should know what it is asked.
+
+    Nothing for other formats: small models make nothing of a grammar.
+    """
+    if not isinstance(format, Mapping) or format.get("type") not in ("json_object", "json_schema"):
+        return []
+    asked = "# Reply format\n\nReply with one JSON object and nothing else."
+    if format["type"] == "json_object":
+        return [asked]
+    schema = json.dumps(untitled(format["json_schema"]["schema"]), ensure_ascii=False)
+    return [f"{asked} It has this schema:\n<schema>\n{schema}\n</schema>"]
 
 
 def tool_name(schema: Schema) -> str:
@@ -98,7 +119,9 @@ def tool_name(schema: Schema) -> str:
 
 
 def parser(schema: Schema | None, method: Method) -> Runnable[AIMessage, Any]:
-    """Makes objects of replies: of the schema's class where that is a pydantic one, else dicts."""
+    """Makes objects of replies: of the schema's class where that is a pydantic one or a dataclass, else dicts."""
+    if is_dataclass(schema):
+        return parser(plain(schema), method) | RunnableLambda(TypeAdapter[Any](schema).validate_python)
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method == "function_calling":
         if is_class:

@@ -30,6 +30,7 @@ from deltamem_agents import (
 from langchain_deltamem import ChatDeltaMem
 from langchain_deltamem.messages import to_engine
 
+IMPOSSIBLE: dict[str, Any] = {"type": "string", "minLength": 3, "maxLength": 1}
 IMAGE: Any = [{"type": "text", "text": "What is this?"}, {"type": "image", "url": "https://example.org/dog.png"}]
 
 
@@ -103,6 +104,8 @@ class TestCalls:
             {"tools": "f"},
             {"response_format": {"type": "json_schema"}},
             {"response_format": {"type": "yaml"}},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": IMPOSSIBLE}}},
+            {"tools": [{"name": "f", "parameters": {"properties": {"a": IMPOSSIBLE}, "required": ["a"]}}]},
             {"response_format": {"type": "regex", "regex": "("}},
             {"recent_messages": -1},
         ],
@@ -116,6 +119,18 @@ class TestCalls:
             await call(model, "hello", **keywords)
         assert isinstance(caught.value, deltamem_agents.DeltaMemError)
         assert not caught.value.is_retryable
+
+    @pytest.mark.parametrize(
+        "messages",
+        [[HumanMessage(IMAGE)], [ToolMessage("done", tool_call_id="1")], []],
+        ids=["an image", "an answer without its call", "none"],
+    )
+    async def test_langchain_knows_invalid_messages(
+        self, model: ChatDeltaMem, call: Callable[..., Any], messages: list[BaseMessage]
+    ) -> None:
+        with pytest.raises(langchain_core.exceptions.ModelInvalidRequestError) as caught:
+            await call(model, messages)
+        assert isinstance(caught.value, MessageError)
 
     async def test_a_model_that_is_not_there(self, call: Callable[..., Any], folders: tuple[Path, Path]) -> None:
         with pytest.raises(langchain_core.exceptions.ModelNotFoundError) as caught:

@@ -127,3 +127,17 @@ class TestSettings:
         for text in ("one", "two", "three", "four"):
             expected += [("user", text), ("assistant", str(ask(agent, text, User("alice")).content))]
         assert said("alice") == expected
+
+    def test_a_summary_is_shown_and_nobody_s_words(self, model: ChatDeltaMem, said: Said) -> None:
+        """Also where it is all that is left beside what is new: then nothing in the history is known."""
+        summarise = SummarizationMiddleware(model, trigger=("messages", 3), keep=("messages", 1))
+        agent = agent_with(model, summarise, DeltaMemMiddleware(session="user_id", recent_messages=2))
+        expected, prompts = [], []
+        for text in ("one", "two", "three"):
+            reply = ask(agent, text, User("alice"))
+            prompts.append((reply.usage_metadata or {})["input_tokens"])
+            expected += [("user", text), ("assistant", str(reply.content))]
+        kept = agent.get_state({"configurable": {"thread_id": "t1"}}).values["messages"]
+        assert kept[0].additional_kwargs == {"lc_source": "summarization"}
+        assert said("alice") == expected
+        assert prompts[1] > prompts[0] + len("Here is a summary of the conversation to date")

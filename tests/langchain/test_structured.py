@@ -1,16 +1,19 @@
 """Structured output: every reply is an object of the schema, by every method, class and call."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 from jsonschema import validate
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import HumanMessage, convert_to_messages
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel, Field, field_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, GenerationError
+from deltamem_agents import ConfigError, DeltaMemEngine, GenerationError, Message
 from langchain_deltamem import ChatDeltaMem
+from langchain_deltamem.calls import EngineCall
 from tests.langchain.conftest import Said
 
 METHODS = ["function_calling", "json_schema", "json_mode"]
@@ -36,6 +39,14 @@ class DogDict(TypedDict):
     age: Annotated[int, ..., "years"]
 
 
+@dataclass
+class Kennel:
+    """Where dogs live."""
+
+    name: Annotated[str, Field(max_length=6)]
+    dogs: Annotated[list[Dog], Field(max_length=1)]
+
+
 @pytest.fixture
 def talker(engine: DeltaMemEngine) -> ChatDeltaMem:
     return ChatDeltaMem(engine=engine, max_new_tokens=200)
@@ -56,6 +67,12 @@ class TestMethods:
         for reply in (chain.invoke("hello"), list(chain.stream("hello"))[-1]):
             assert isinstance(reply, dict)
             validate(reply, convert_to_json_schema(schema))
+
+    def test_a_dataclass_gives_its_objects(self, talker: ChatDeltaMem, method: Any) -> None:
+        chain = talker.with_structured_output(Kennel, method=method)
+        for reply in (chain.invoke("hello"), list(chain.stream("hello"))[-1]):
+            assert isinstance(reply, Kennel)
+            assert all(isinstance(dog, Dog) for dog in reply.dogs)
 
     def test_include_raw(self, talker: ChatDeltaMem, method: Any) -> None:
         reply: Any = talker.with_structured_output(Dog, method=method, include_raw=True).invoke("hello")
@@ -122,7 +139,9 @@ class TestFormats:
     def test_any_object(self, talker: ChatDeltaMem) -> None:
         assert isinstance(talker.with_structured_output(method="json_mode").invoke("hello"), dict)
 
-    @pytest.mark.parametrize("given", [Dog, DogDict, {"type": "json_schema", "json_schema": {"schema": {"const": 7}}}])
+    @pytest.mark.parametrize(
+        "given", [Dog, DogDict, Kennel, {"type": "json_schema", "json_schema": {"schema": {"const": 7}}}]
+    )
     def test_of_a_call(self, talker: ChatDeltaMem, given: Any) -> None:
         reply = talker.invoke("hello", response_format=given).text
         if given is Dog:
@@ -143,6 +162,65 @@ class TestFormats:
         with pytest.raises(GenerationError, match="uniqueItems"):
             talker.invoke("hello", response_format=given)
         assert talker.invoke("hello", response_format=given, strict=False).text.startswith("[")
+
+
+SHOWN = {"title": "Dog", "type": "object", "properties": {"tail": {"type": "boolean", "description": "wagging"}}}
+
+
+class TestShown:
+    """The prompt says what is asked for; the memory keeps what was said, and nothing of that."""
+
+    def prompt(self, model: ChatDeltaMem, said: Any = "hello", **keywords: Any) -> list[Message]:
+        messages = convert_to_messages(said if isinstance(said, list) else [("user", said)])
+        call = EngineCall.parse(messages, keywords=keywords, settings={}, stop=None, model="m", adapter=None)
+        return call.messages
+
+    def test_in_the_system_prompt(self, talker: ChatDeltaMem) -> None:
+        shown = self.prompt(talker, response_format=SHOWN)
+        assert [message.role for message in shown] == ["system", "user"]
+        assert '"wagging"' in shown[0].content
+        behind = self.prompt(talker, [("system", "Be kind."), ("user", "hello")], response_format=SHOWN)
+        assert behind[0].content == f"Be kind.\n\n{shown[0].content}"
+        assert behind[1:] == shown[1:]
+
+    @pytest.mark.parametrize(
+        "keywords",
+        [
+            {},
+            {"response_format": {"type": "text"}},
+            {"response_format": {"type": "regex", "regex": "a+"}},
+            {"response_format": SHOWN, "tools": [{"name": "f"}], "tool_choice": "any"},
+        ],
+        ids=["none", "text", "regex", "a call is forced"],
+    )
+    def test_nothing_where_there_is_nothing_to_show(self, talker: ChatDeltaMem, keywords: dict[str, Any]) -> None:
+        assert [message.role for message in self.prompt(talker, **keywords)] == ["user"]
+
+    def test_the_model_reads_it(self, talker: ChatDeltaMem) -> None:
+        plain, shown = (
+            talker.with_structured_output(schema, method="json_mode", include_raw=True).invoke("hello")["raw"]
+            for schema in (None, SHOWN)
+        )
+        assert shown.usage_metadata["input_tokens"] > plain.usage_metadata["input_tokens"] + len("wagging")
+
+    @pytest.mark.parametrize("system", [None, "Be kind."])
+    def test_the_memory_is_that_of_the_words_alone(
+        self, talker: ChatDeltaMem, engine: DeltaMemEngine, said: Said, system: str | None
+    ) -> None:
+        """The tokens written are the user's; to the ledger a turn with a format is a turn."""
+        asked: list[Any] = [("system", system), ("user", "I have a dog.")] if system else [("user", "I have a dog.")]
+        reply = talker.invoke(asked, session_id="alice", response_format=SHOWN)
+        assert said("alice") == [("user", "I have a dog."), ("assistant", reply.text)]
+        shown = self.prompt(talker, asked, response_format=SHOWN)
+        engine.generate([*shown[:-1], {"role": "user", "content": "I have a dog."}], session="told", max_new_tokens=1)
+        assert engine.state("alice").tensor.allclose(engine.state("told").tensor, atol=1e-5)
+
+    def test_a_thread_goes_on_without_it(self, talker: ChatDeltaMem, said: Said) -> None:
+        history: list[Any] = [HumanMessage("I have a dog.")]
+        history.append(talker.invoke(history, session_id="alice", response_format=Dog))
+        history.append(HumanMessage("And a cat."))
+        talker.invoke(history, session_id="alice", max_new_tokens=4)
+        assert [role for role, _ in said("alice")] == ["user", "assistant"] * 2
 
 
 class TestErrors:

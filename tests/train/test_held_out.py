@@ -21,6 +21,7 @@ MIX = EpisodeMix(
     other_talk=3,
     filler=(0, 0, 200),
     replies=True,
+    questions=3,
 )
 OPEN = {"word": ValueMix(1.0, 0.0), "made up": ValueMix(1.0, 1.0)}
 
@@ -39,7 +40,7 @@ def values() -> Values:
 def trained_texts(values: Values) -> list[str]:
     rng = random.Random(0)
     episodes = [draw_episode(MIX, values, rng, split="train") for _ in range(1500)]
-    return sorted({t for e in episodes for t in (*(m.content for m in e.earlier), e.question, e.answer)})
+    return sorted({m.content for e in episodes for m in (*e.earlier, *e.prompt)} | {e.answer for e in episodes})
 
 
 @pytest.fixture(scope="module")
