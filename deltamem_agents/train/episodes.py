@@ -12,7 +12,7 @@ from deltamem_agents.train.attributes import ATTRIBUTES, HELD_OUT_ATTRIBUTES, At
 from deltamem_agents.train.episode import UNKNOWN, Episode, Exchange, contains
 from deltamem_agents.train.facts import GENERATED, VALUES, Fact, ValueMix, Values
 from deltamem_agents.train.labels import ANSWER, LabelTexts
-from deltamem_agents.train.talk import ACKNOWLEDGEMENTS, SMALL_TALK, Talk
+from deltamem_agents.train.talk import ACKNOWLEDGEMENTS, SMALL_TALK, SYSTEM_PROMPTS, Talk
 
 __all__ = ["Episode", "EpisodeMix", "Kind", "draw_episode"]
 
@@ -51,6 +51,8 @@ class EpisodeMix(BaseModel):
     """At most this many messages of small talk and earlier questions in between."""
     filler: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Tokens of other talk in a row, drawn uniformly; before or between the facts or, always at test, behind them."""
+    system: float = Field(default=0.0, ge=0, le=1)
+    """Share of episodes whose question comes under a system prompt of its own, not the template's."""
     replies: bool = False
     """Whether the assistant has replied to each message."""
     wrong_replies: float = Field(default=0.2, ge=0, le=1)
@@ -248,6 +250,7 @@ class _Draft:
                 earlier.append(Message(role="assistant", content=reply))
         return Episode(
             earlier=tuple(earlier),
+            window=self._system_prompt(),
             exchanges=tuple(exchanges),
             question=question,
             answer=answer,
@@ -256,6 +259,11 @@ class _Draft:
             talk=tuple(talk),
             tags=tags,
         )
+
+    def _system_prompt(self) -> tuple[Message, ...]:
+        if not self.mix.system or self.rng.random() >= self.mix.system:
+            return ()
+        return (Message(role="system", content=self.rng.choice(SYSTEM_PROMPTS[self.split])),)
 
 
 _DATED: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values in GENERATED)

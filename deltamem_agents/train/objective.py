@@ -135,7 +135,8 @@ class Objective:
         return rows.to(self.model.device)
 
     def _distillation(self, episodes: Sequence[Episode], logits: Tensor, rows: AnswerRows) -> Tensor:
-        prompts = [[*e.earlier, *e.prompt] for e in episodes]
+        # all of it as one conversation; a system prompt comes first
+        prompts = [sorted((*e.earlier, *e.prompt), key=lambda m: m.role != "system") for e in episodes]
         learnt = [[len(e.earlier) + i for i in e.learnt] for e in episodes]
         seen = answer_rows(self.template, prompts, [e.answer for e in episodes], roles=(), learnt=learnt)
         seen = seen.to(self.model.device)

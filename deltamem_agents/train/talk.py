@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deltamem_agents.errors import TrainingError
+from deltamem_agents.train.attributes import Split
 from deltamem_agents.train.facts import holds_held_out_word
 
 ACKNOWLEDGEMENTS = (
@@ -24,6 +25,22 @@ SMALL_TALK = (
     "Name three fruits.", "I watched a film last night.", "What is a computer?", "How long is a marathon?",
     "Can you help me with my homework?", "My neighbour is very loud.",
 )  # fmt: skip
+
+SYSTEM_PROMPTS: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "You are a helpful assistant.", "Answer briefly.", "You are a friendly assistant who answers in one sentence.",
+        "Be polite and precise.", "You are the user's personal assistant.", "You are an agent with a good memory.",
+        "Answer the user's questions. If you do not know something, say so.", "You are an agent of a small shop.",
+        "You help people plan their day. Keep your answers short.", "You are a careful assistant. Make nothing up.",
+        "Today is Monday. You talk to a customer on the phone.", "You are Max, an assistant on a website.",
+        "Use what the user has told you before when it helps.", "You are a coding assistant, but you chat as well.",
+        "You are a helpful assistant. You can call tools, but only when they are needed.",
+        "Given the conversation so far and a new question, answer the question.",
+        "Context information is below.\n--------------------\nThe office opens at nine.\n--------------------\n"
+        "Answer the question in the light of it, or of what you know.",
+    ),
+    "test": ("Be kind.", "You are an assistant who remembers what people say.", "Reply in plain English, please."),
+}  # fmt: skip
 
 _SUBJECTS = (
     "The old man", "A tall woman", "The children", "Our guest", "The postman", "Some people", "A student", "The crowd",

@@ -22,7 +22,7 @@ from deltamem_agents.train import (
 )
 from deltamem_agents.train.episodes import UNKNOWN
 from deltamem_agents.train.facts import VALUES as PEOPLE
-from deltamem_agents.train.talk import rough_tokens
+from deltamem_agents.train.talk import SYSTEM_PROMPTS, rough_tokens
 
 VALUES = Values(["harbor", "velvet", "saddle", "pigeon", "copper"])
 EVERYTHING = EpisodeMix(
@@ -71,6 +71,17 @@ def test_what_is_asked_for_was_told_and_what_was_not_is_answered_so(seed: int, s
         assert any(contains(text, episode.value) for text in facts)
     assert all(contains(episode.answer, v) for v in episode.values)
     assert not any(contains(episode.answer, v) for v in episode.stale)
+
+
+def test_a_share_of_questions_comes_under_a_system_prompt_of_its_own() -> None:
+    mix = EVERYTHING.model_copy(update={"system": 0.5})
+    drawn_from = {split: [drawn(split, seed, mix) for seed in range(60)] for split in ("train", "test")}
+    for split, episodes in drawn_from.items():
+        prompts = {m.content for e in episodes for m in e.window}
+        assert prompts <= set(SYSTEM_PROMPTS[split])  # type: ignore[index]
+        assert 10 < sum(bool(e.window) for e in episodes) < 50
+        assert all(e.prompt[0].role == "system" for e in episodes if e.window)
+    assert not set(SYSTEM_PROMPTS["train"]) & set(SYSTEM_PROMPTS["test"])
 
 
 @given(st.integers(0, 10**6))

@@ -39,7 +39,7 @@ def log_of(trainer: Trainer) -> list[Record]:
 
 def test_a_step_reaches_every_weight_and_leaves_the_backbone_alone(make: Make) -> None:
     losses = Losses(distillation=0.5, margin=0.5, sparsity=0.1)
-    trainer = make(losses=losses, stages=(Stage(steps=3, unrelated_every=1),))
+    trainer = make(losses=losses, stages=(Stage(steps=3, unrelated_every=1, facts=(2,), questions=2, system=0.5),))
     before = {name: p.clone() for name, p in trainer.model.backbone.named_parameters()}
     record = trainer._one_step()
     record = trainer._one_step()
