@@ -57,11 +57,11 @@ def test_reading_creates_no_session(start: Start) -> None:
 def test_what_was_read_and_then_said_again_is_written_once(start: Start) -> None:
     model = model_for()
     engine = start(model)
-    first = reply(engine, "hi")
-    asked = reply(engine, "the cat", memory="read")
-    past = [user("hi"), first.reply, user("the cat"), asked.reply]
     with WrittenTokens(model) as written:
         written.start_from(model.zero_state(), [])
+        first = reply(engine, "hi")
+        asked = reply(engine, "the cat", memory="read")
+        past = [user("hi"), first.reply, user("the cat"), asked.reply]
         engine.generate([*past, user("so")], session="alice", max_new_tokens=TOKENS)
         told = [i for m in [*past, user("so")] if m.role == "user" for i in message_ids(m)]
         assert written.behind(engine.state("alice")) == told
