@@ -86,7 +86,7 @@ def test_saved_outputs_are_of_one_whole_run_and_show_nothing_private(name: str) 
     assert not [output.text for output in found if output.get("name") == "stderr"]
     assert not PRIVATE.search(said(notebook))
     assert not PRIVATE.search("\n".join(cell.source for cell in notebook.cells))
-    assert all(len(picture) < 200_000 for picture in pictures(notebook))
+    assert all(len(picture) < 300_000 for picture in pictures(notebook))
 
 
 # --- run again
