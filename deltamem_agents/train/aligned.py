@@ -78,7 +78,7 @@ def align_heads(
     Raises:
         TrainingError: the tokenizer writes too few values in questions and statements alike.
     """
-    pairs = _pairs(model, template, data, facts, random.Random(f"align {seed}"))
+    pairs = value_pairs(model, template, data, facts, random.Random(f"align {seed}"))
     lengths = _residual_lengths(model, template)
     embedding = model.backbone.get_output_embeddings().weight.float()  # type: ignore[no-untyped-call]
     targets = torch.nn.functional.normalize(embedding[pairs.tokens], dim=-1)
@@ -127,10 +127,21 @@ def _align_layer(
                 delta[:, rows] = delta[:, rows] / 10
 
 
-def _pairs(
+def value_pairs(
     model: DeltaMemModel, template: ChatTemplate, data: TrainingData, facts: int, rng: random.Random
 ) -> Pairs:
-    """Features of values as they are told, and as they are asked for, from facts in the phrasings of training."""
+    """Features of values as they are told, and as they are asked for, from facts in the phrasings of training.
+
+    Args:
+        model: its backbone computes them.
+        template: renders facts and questions.
+        data: makes them.
+        facts: how many; those whose value the tokenizer writes differently in statement and answer are left out.
+        rng: draws them.
+
+    Raises:
+        TrainingError: hardly any are left.
+    """
     mix = EpisodeMix(open_share=0.85, made_up=0.35, capitals=0.5, people=0.1, other_talk=1)
     statements: list[TokenRow] = []
     answers: list[TokenRow] = []

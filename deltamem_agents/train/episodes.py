@@ -161,15 +161,16 @@ class _Draft:
         """Questions of other facts with their answers; as many of them as in all were never told."""
         rng, weights = self.rng, self.mix.kinds
         others = [f for f in facts if (f.attribute.name, f.who) != (asked.attribute.name, asked.who)]
+        taken = {(f.attribute.name, f.who) for f in (*facts, asked)}
         found = []
         for fact in rng.sample(others, min(len(others), self.mix.questions - 1)):
             answer = fact.phrasings(self.split).answer
             if rng.random() < weights.get("untold", 0.0) / sum(weights.values()):
-                taken = {(f.attribute.name, f.who) for f in (*facts, asked)}
                 free = [f for f in self._facts(1) if (f.attribute.name, f.who) not in taken]
                 if not free:
                     continue
                 fact, answer = free[0], free[0].phrasings(self.split).unknown
+                taken.add((fact.attribute.name, fact.who))
             question = rng.choice(fact.phrasings(self.split).questions)
             found.append(Exchange(question=fact.say(question), answer=fact.say(answer)))
         return found

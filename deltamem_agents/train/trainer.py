@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.adapter import DeltaMemModel
@@ -64,6 +64,8 @@ class Trainer:
             align_heads(
                 self.model, ChatTemplate(tokenizer), data, heads=fresh, strength=recipe.align, seed=recipe.seed
             )
+            for parameter in adapter.parameters():  # fits are the same on other processes to rounding only
+                broadcast(parameter.data)
         self.objective = Objective(recipe, self.model, tokenizer, data)
         o = recipe.optimiser
         self.optimizer = torch.optim.AdamW(

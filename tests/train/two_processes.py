@@ -19,7 +19,7 @@ from tests.train.conftest import small_recipe
 def main(output: str, until: str, learning_rate: str = "0.002") -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    recipe = small_recipe(optimiser=Optimiser(learning_rate=float(learning_rate), warm_up=0))
+    recipe = small_recipe(align=0.05, optimiser=Optimiser(learning_rate=float(learning_rate), warm_up=0))
     trainer = Trainer(recipe, chat_backbone(), byte_tokenizer(), Path(output), accelerator=accelerator)
     try:
         trainer.run(until=int(until))
