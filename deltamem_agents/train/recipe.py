@@ -113,8 +113,8 @@ class Recipe(BaseModel):
     init_adapter: Path | None = None
     """Start from this adapter folder, or checkpoint of another run. Relative to the file. Heads it lacks are fresh."""
     align: float = Field(default=0.0, ge=0, le=1)
-    """Fresh state heads begin with keys, values and gates fitted to the backbone, and corrections of this length; 0.05
-    is a good one. 0: random weights."""
+    """Fresh state heads begin with keys, values and gates fitted to the backbone, and corrections of this length, in
+    units of the residual stream: 0.05 in the default recipe. 0: random weights."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The curriculum."""
     data: tuple[Source, ...] = ()
