@@ -30,6 +30,11 @@ def test_two_processes_learn_one_adapter_and_go_on_after_a_stop(tmp_path: Path) 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_heads_begin_aligned_in_the_same_way(tmp_path: Path) -> None:
+    said = launch(str(tmp_path / "run"), "2", "0.002", "0.05", port=29615)
+    assert said.count("processes 2, step 2, same True") == 2
+
+
 def test_a_loss_that_is_not_finite_stops_both(tmp_path: Path) -> None:
     said = launch(str(tmp_path / "run"), "6", "1e30", port=29614)
     assert said.count("expected a finite number") == 2

@@ -1,6 +1,6 @@
 """A training run as one of several processes; a launcher starts it from the tests.
 
-Usage: python -m tests.train.two_processes OUTPUT UNTIL [LEARNING_RATE]
+Usage: python -m tests.train.two_processes OUTPUT UNTIL [LEARNING_RATE [ALIGN]]
 """
 
 import sys
@@ -16,10 +16,11 @@ from tests.chat import byte_tokenizer, chat_backbone
 from tests.train.conftest import small_recipe
 
 
-def main(output: str, until: str, learning_rate: str = "0.002") -> None:
+def main(output: str, until: str, learning_rate: str = "0.002", align: str = "0") -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    recipe = small_recipe(align=0.05, optimiser=Optimiser(learning_rate=float(learning_rate), warm_up=0))
+    optimiser = Optimiser(learning_rate=float(learning_rate), warm_up=0)
+    recipe = small_recipe(align=float(align), optimiser=optimiser)
     trainer = Trainer(recipe, chat_backbone(), byte_tokenizer(), Path(output), accelerator=accelerator)
     try:
         trainer.run(until=int(until))
