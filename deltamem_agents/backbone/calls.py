@@ -60,7 +60,7 @@ def hermes_prompt(tools: Sequence[Tool]) -> str:
     """Describes tools and the syntax of calls, for a system prompt."""
     lines = "\n".join(_json(tool.plain) for tool in tools)
     return (
-        "# Tools\n\nYou can call these functions, described as JSON:\n"
+        "# Tools\n\nYou can call these functions, given as JSON:\n"
         f"<tools>\n{lines}\n</tools>\n\n"
         "To call one, reply with its name and arguments as JSON, like this:\n"
         '<tool_call>\n{"name": <function name>, "arguments": <arguments as a JSON object>}\n</tool_call>'

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.messages import Message
+from deltamem_agents.train.agents import tool_prompt, tool_turn
 from deltamem_agents.train.attributes import ATTRIBUTES, HELD_OUT_ATTRIBUTES, Attribute, Split
 from deltamem_agents.train.episode import UNKNOWN, Episode, Exchange, contains
 from deltamem_agents.train.facts import GENERATED, VALUES, Fact, ValueMix, Values
@@ -49,6 +50,11 @@ class EpisodeMix(BaseModel):
     """Which attributes facts are about: those of training, or those that never occur in it."""
     other_talk: int = Field(default=0, ge=0)
     """At most this many messages of small talk and earlier questions in between."""
+    tools: float = Field(default=0.0, ge=0, le=1)
+    """Share of those that are turns with a tool's result, and of system prompts that describe tools. In training only
+    where at least three questions share the prompt: it costs as much as ten questions."""
+    idle: float = Field(default=0.0, ge=0, le=1)
+    """Share of untold episodes in which nothing was told at all, only talk."""
     filler: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Tokens of other talk in a row, drawn uniformly; before or between the facts or, always at test, behind them."""
     system: float = Field(default=0.0, ge=0, le=1)
@@ -108,11 +114,11 @@ _TALK, _LABELS = Talk(), LabelTexts()
 
 
 class _Draft:
-    """An episode in the making: messages so far, each with the assistant's reply to it and whether it is only talk."""
+    """An episode in the making: turns so far, each the messages it consists of and whether it is only talk."""
 
     def __init__(self, mix: EpisodeMix, values: Values, rng: random.Random, split: Split, talk: Talk) -> None:
         self.mix, self.values, self.rng, self.split, self.talk = mix, values, rng, split, talk
-        self.said: list[tuple[str, str, bool]] = []
+        self.said: list[tuple[tuple[Message, ...], bool]] = []
 
     def label_map(self, texts: LabelTexts) -> Episode:
         rng = self.rng
@@ -125,11 +131,14 @@ class _Draft:
 
     def question(self, kind: Kind) -> Episode:
         mix, rng = self.mix, self.rng
-        facts = self._facts(rng.choice(mix.facts) + (kind == "untold"))
         unknown = kind == "untold"
+        idle = unknown and rng.random() < mix.idle
+        facts = self._facts(1 if idle else rng.choice(mix.facts) + unknown)
         asked = facts.pop(rng.randrange(len(facts))) if unknown else rng.choice(facts)
         for fact in facts:
             self._say(fact.say(rng.choice(fact.phrasings(self.split).statements)))
+        if idle:
+            self._say(rng.choice(SMALL_TALK), talk=True)
         denials = asked.phrasings(self.split).negations
         if kind == "negated" and not denials:
             kind = "told"
@@ -205,14 +214,18 @@ class _Draft:
 
     def _say(self, text: str, *, at: int | None = None, reply: str | None = None, talk: bool = False) -> None:
         reply = reply or self.rng.choice(ACKNOWLEDGEMENTS)
-        self.said.insert(len(self.said) if at is None else at, (text, reply, talk))
+        turn = (Message(role="user", content=text), Message(role="assistant", content=reply))
+        self.said.insert(len(self.said) if at is None else at, (turn, talk))
 
     def _position(self, value: str) -> int:
-        return next(i for i, (text, _, _) in enumerate(self.said) if contains(text, value))
+        return next(i for i, (turn, _) in enumerate(self.said) if contains(turn[0].content, value))
 
     def _mix_in_talk(self, facts: list[Fact], asked: Fact) -> None:
         mix, rng = self.mix, self.rng
         for _ in range(rng.randint(0, mix.other_talk)):
+            if rng.random() < mix.tools:
+                self.said.insert(rng.randint(0, len(self.said)), (tool_turn(rng, self.split), True))
+                continue
             text, reply = rng.choice(SMALL_TALK), None
             if rng.random() < 0.5:
                 fact = rng.choice(facts)
@@ -229,7 +242,7 @@ class _Draft:
         value = fact.value
         if rng.random() < self.mix.wrong_replies:
             value = self.values.other(fact.attribute.values, [value], rng, split=self.split, mix=self.mix._values)
-        elif not any(contains(text, value) for text, _, _ in self.said):
+        elif not any(contains(turn[0].content, value) for turn, _ in self.said):
             return fact.say(rng.choice(phrasings.questions)), fact.say(phrasings.unknown)
         return fact.say(rng.choice(phrasings.questions)), phrasings.answer.format(value, who=fact.who)
 
@@ -244,14 +257,14 @@ class _Draft:
     ) -> Episode:
         earlier: list[Message] = []
         talk: list[int] = []
-        for text, reply, idle in self.said:
-            talk += [len(earlier)] if idle else []
-            earlier.append(Message(role="user", content=text))
-            if self.mix.replies:
-                earlier.append(Message(role="assistant", content=reply))
+        window = self._system_prompt(questions=len(exchanges) + 1)
+        for turn, idle in self.said:
+            heard = [m for m in turn if self.mix.replies or m.role != "assistant"]
+            talk += range(len(earlier), len(earlier) + len(heard)) if idle else ()
+            earlier += heard
         return Episode(
             earlier=tuple(earlier),
-            window=self._system_prompt(),
+            window=tuple(m for m in window if not any(contains(m.content, v) for v in values)),
             exchanges=tuple(exchanges),
             question=question,
             answer=answer,
@@ -261,10 +274,14 @@ class _Draft:
             tags=tags,
         )
 
-    def _system_prompt(self) -> tuple[Message, ...]:
-        if not self.mix.system or self.rng.random() >= self.mix.system:
+    def _system_prompt(self, *, questions: int) -> tuple[Message, ...]:
+        mix, rng = self.mix, self.rng
+        if not mix.system or rng.random() >= mix.system:
             return ()
-        return (Message(role="system", content=self.rng.choice(SYSTEM_PROMPTS[self.split])),)
+        text = rng.choice(SYSTEM_PROMPTS[self.split])
+        if mix.tools and (questions > 2 or self.split == "test") and rng.random() < mix.tools:
+            text = f"{text}\n\n{tool_prompt(rng, self.split)}"
+        return (Message(role="system", content=text),)
 
 
 _DATED: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values in GENERATED)

@@ -73,14 +73,16 @@ class Objective:
         if recipe.losses.plain and stage.unrelated_every and step % stage.unrelated_every == 0:
             chosen = [rng.choice(self._prompts()) for _ in range(recipe.unrelated)]
             others = tuple(self.data.draw(stage, rng, together=together) for _ in chosen)
-            unrelated = tuple((u, not u.untold and rng.random() < 0.7) for u in chosen)
+            unrelated = tuple((u, rng.random() < 0.7) for u in chosen)
         return Batch(episodes, others, unrelated, together, bare)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss of a batch, and figures for the log."""
         weights, count = self.recipe.losses, len(batch.episodes)
         written = self.write(
-            [*batch.episodes, *batch.others], together=batch.together, gate_gradients=weights.sparsity > 0
+            [*batch.episodes, *batch.others],
+            together=batch.together,
+            gate_gradients=weights.sparsity + weights.idle > 0,
         )
         own = written.state.rows(slice(count))
         rows = self.rows(batch.episodes, bare=batch.bare)
@@ -98,12 +100,15 @@ class Objective:
             parts["plain"] = weights.plain, self._drift(batch, written.state.rows(slice(count, None)))
         if weights.sparsity:
             parts["sparsity"] = weights.sparsity, gate_mean(written.beta, written.on)
+        idle = written.on & written.talk
+        if weights.idle and bool(idle.any()):
+            parts["idle"] = weights.idle, gate_mean(written.beta, idle)
         loss = torch.stack([weight * part for weight, part in parts.values()]).sum()
         figures = {f"{name}_loss": part.item() for name, (_, part) in parts.items()}
         figures["exact"] = exact(logits, rows.targets).float().mean().item()
         figures["beta_facts"] = gate_mean(written.beta, written.on & ~written.talk).item()
-        if bool(written.talk.any()):
-            figures["beta_talk"] = gate_mean(written.beta, written.on & written.talk).item()
+        if bool(idle.any()):
+            figures["beta_talk"] = gate_mean(written.beta, idle).item()
         return loss, figures
 
     @torch.no_grad()

@@ -72,6 +72,8 @@ class Losses(BaseModel):
     """KL to the plain backbone on unrelated prompts, in the steps that carry them."""
     sparsity: float = Field(default=0.0, ge=0)
     """Mean write gate over written tokens."""
+    idle: float = Field(default=0.0, ge=0)
+    """Mean write gate over written tokens of messages that tell nothing."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

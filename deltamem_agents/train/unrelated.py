@@ -9,7 +9,6 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.messages import Message
 from deltamem_agents.train.answers import answer_rows
-from deltamem_agents.train.attributes import ATTRIBUTES
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
 from deltamem_agents.train.talk import SMALL_TALK
@@ -21,8 +20,6 @@ class Unrelated:
 
     prompt: Message
     reply: str
-    untold: bool
-    """Whether it asks for a fact: then it is put to an empty memory, which must not make one up."""
 
 
 @torch.no_grad()
@@ -36,7 +33,7 @@ def plain_replies(
     length: int = 12,
     rows: int = 32,
 ) -> list[Unrelated]:
-    """The plain backbone's greedy replies to small talk, to statements of facts and to questions for them.
+    """The plain backbone's greedy replies to small talk and to statements of facts.
 
     Args:
         model: the model; its memory is not used.
@@ -50,8 +47,7 @@ def plain_replies(
     rng = random.Random(seed)
     mix = EpisodeMix(open_share=0.3)
     told = [data.generate(mix, rng, split="train").earlier[0].content for _ in range(statements)]
-    asked = [q for attribute in ATTRIBUTES for q in rng.sample(attribute.train.questions, 2)]
-    prompts = [Message(role="user", content=text) for text in (*SMALL_TALK, *told, *asked)]
+    prompts = [Message(role="user", content=text) for text in (*SMALL_TALK, *told)]
     found: list[Unrelated] = []
     for start in range(0, len(prompts), rows):
         chosen = prompts[start : start + rows]
@@ -65,5 +61,5 @@ def plain_replies(
             pad_token_id=template.tokenizer.eos_token_id,
         )
         replies = template.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        found += [Unrelated(p, r, p.content in asked) for p, r in zip(chosen, replies, strict=True) if r.strip()]
+        found += [Unrelated(p, r) for p, r in zip(chosen, replies, strict=True) if r.strip()]
     return found

@@ -31,7 +31,10 @@ EVERYTHING = EpisodeMix(
     open_share=0.5,
     dates=0.3,
     people=0.4,
-    other_talk=2,
+    other_talk=3,
+    tools=0.3,
+    idle=0.3,
+    system=0.3,
     filler=(0, 60),
     replies=True,
 )
@@ -74,7 +77,7 @@ def test_what_is_asked_for_was_told_and_what_was_not_is_answered_so(seed: int, s
 
 
 def test_a_share_of_questions_comes_under_a_system_prompt_of_its_own() -> None:
-    mix = EVERYTHING.model_copy(update={"system": 0.5})
+    mix = EVERYTHING.model_copy(update={"system": 0.5, "tools": 0.0})
     drawn_from = {split: [drawn(split, seed, mix) for seed in range(60)] for split in ("train", "test")}
     for split, episodes in drawn_from.items():
         prompts = {m.content for e in episodes for m in e.window}
@@ -82,6 +85,42 @@ def test_a_share_of_questions_comes_under_a_system_prompt_of_its_own() -> None:
         assert 10 < sum(bool(e.window) for e in episodes) < 50
         assert all(e.prompt[0].role == "system" for e in episodes if e.window)
     assert not set(SYSTEM_PROMPTS["train"]) & set(SYSTEM_PROMPTS["test"])
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.booleans())
+def test_tools_results_are_talk_and_follow_their_calls(seed: int, split: str, replies: bool) -> None:
+    episode = drawn(split, seed, EpisodeMix(facts=(2,), other_talk=4, tools=0.8, replies=replies))
+    for number, message in enumerate(episode.earlier):
+        if message.role == "tool":
+            assert {number, number - 1} <= set(episode.talk)
+            before = episode.earlier[number - 1]
+            assert [c.id for c in before.tool_calls] == ([message.tool_call_id] if replies else [])
+    assert replies or all(m.role != "assistant" for m in episode.earlier)
+
+
+def test_prompts_that_describe_tools_come_where_several_questions_share_them() -> None:
+    mix = EpisodeMix(facts=(4,), questions=4, system=1.0, tools=0.5)
+    found = {s: [drawn(s, seed, mix) for seed in range(40)] for s in ("train", "test")}
+    named = {s: {n for e in found[s] for n in re.findall(r'"name": ?"(\w+)"', e.window[0].content)} for s in found}
+    assert all(named.values())
+    assert not named["train"] & named["test"]
+    alone = [drawn("train", seed, mix.model_copy(update={"questions": 1})) for seed in range(40)]
+    assert {e.window[0].content for e in alone} <= set(SYSTEM_PROMPTS["train"])
+
+
+def test_a_system_prompt_never_shows_what_is_asked_for() -> None:
+    shown = Values(re.findall(r"[a-z]{5,}", " ".join(SYSTEM_PROMPTS["train"]).lower()))
+    mix = EpisodeMix(open_share=1.0, made_up=0.0, system=1.0)
+    episodes = [draw_episode(mix, shown, random.Random(seed), split="train") for seed in range(300)]
+    assert 0 < sum(not e.window for e in episodes) < 100
+
+
+def test_nothing_was_told_in_a_share_of_episodes_without_an_answer() -> None:
+    episodes = [drawn("train", seed, EpisodeMix(kinds={"untold": 1}, facts=(2,), idle=0.5)) for seed in range(60)]
+    told = [len(e.earlier) - len(e.talk) for e in episodes]
+    assert set(told) == {0, 2}
+    assert 15 < told.count(0) < 45
+    assert all(contains(e.answer, UNKNOWN) for e in episodes)
 
 
 @given(st.integers(0, 10**6))

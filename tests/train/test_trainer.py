@@ -39,15 +39,16 @@ def log_of(trainer: Trainer) -> list[Record]:
 
 
 def test_a_step_reaches_every_weight_and_leaves_the_backbone_alone(make: Make) -> None:
-    losses = Losses(distillation=0.5, margin=0.5, sparsity=0.1)
-    trainer = make(losses=losses, stages=(Stage(steps=3, unrelated_every=1, facts=(2,), questions=2, system=0.5),))
+    losses = Losses(distillation=0.5, margin=0.5, sparsity=0.1, idle=0.2)
+    stage = Stage(steps=3, unrelated_every=1, facts=(2,), questions=2, system=0.5, other_talk=5, tools=0.5)
+    trainer = make(losses=losses, stages=(stage,))
     before = {name: p.clone() for name, p in trainer.model.backbone.named_parameters()}
     record = trainer._one_step()
     record = trainer._one_step()
-    wanted = {"answer_loss", "distillation_loss", "margin_loss", "plain_loss", "sparsity_loss", "exact", "beta_facts"}
-    assert wanted <= record.keys()
+    wanted = {"answer_loss", "distillation_loss", "margin_loss", "plain_loss", "sparsity_loss", "idle_loss"}
+    assert wanted | {"exact", "beta_facts"} <= record.keys()
     total = record["answer_loss"] + 0.5 * record["distillation_loss"] + 0.5 * record["margin_loss"]
-    total += record["plain_loss"] + 0.1 * record["sparsity_loss"]
+    total += record["plain_loss"] + 0.1 * record["sparsity_loss"] + 0.2 * record["idle_loss"]
     assert record["loss"] == pytest.approx(total, rel=1e-5)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.model.adapter.parameters())
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.backbone.named_parameters())
