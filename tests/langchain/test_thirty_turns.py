@@ -98,13 +98,11 @@ class Talk:
                 self.broken.append(turn)
 
 
-async def answers(model: ChatDeltaMem, fact: int, *, told: bool) -> bool:
-    """Whether a question is answered without tools or turns between: from a memory that was told, or by nothing."""
-    text, question, value = FACTS[fact]
-    session = f"fact {fact}"
-    if told:
-        await model.ainvoke(text, session_id=session)
-    reply = await model.ainvoke(question, session_id=session, recent_messages=0, memory="read" if told else "off")
+async def answers(model: ChatDeltaMem, fact: int, session: str | None) -> bool:
+    """Whether a question is answered under no prompt of tools, from a session's memory alone; None: by nothing."""
+    _, question, value = FACTS[fact]
+    memory = "off" if session is None else "read"
+    reply = await model.ainvoke(question, session_id=session or "none", recent_messages=0, memory=memory)
     return value.lower() in reply.text.lower()
 
 
@@ -133,6 +131,8 @@ class Outcome:
     """The first fact, with the full history in the prompt."""
     fresh: int
     known: int
+    plain: int
+    """How many facts the memories answer after the thirty turns, without the prompt that describes the tools."""
 
     @property
     def kept(self) -> int:
@@ -142,6 +142,7 @@ class Outcome:
         lines = [
             table(self.talks, self.full),
             f"fact of turn 1 answered at turn {TURNS}: {self.kept} of {len(self.talks)}",
+            f"the same memories without the tools' prompt: {self.plain}",
             f"asked right after it was told, from the memory alone: {self.fresh}; by the frozen model: {self.known}",
             f"with the full history in the prompt, first fact: {self.full.recalls}",
             f"broken tool loops: {sum(len(t.broken) for t in self.talks)} of {len(self.talks) * TURNS} turns",
@@ -153,9 +154,12 @@ class Outcome:
 async def all_talks(model: ChatDeltaMem) -> Outcome:
     talks, full = [Talk(fact, RECENT) for fact in range(len(FACTS))], Talk(0, 1000)
     await asyncio.gather(*(talk.run(model) for talk in [*talks, full]))
-    known = [await answers(model, fact, told=False) for fact in range(len(FACTS))].count(True)
-    fresh = [await answers(model, fact, told=True) for fact in range(len(FACTS))].count(True)
-    return Outcome(talks, full, fresh, known)
+    for fact, (text, _, _) in enumerate(FACTS):
+        await model.ainvoke(text, session_id=f"fact {fact}")
+    fresh = [await answers(model, fact, f"fact {fact}") for fact in range(len(FACTS))].count(True)
+    known = [await answers(model, fact, None) for fact in range(len(FACTS))].count(True)
+    plain = [await answers(model, talk.fact, talk.session) for talk in talks].count(True)
+    return Outcome(talks, full, fresh, known, plain)
 
 
 @pytest.fixture(scope="module")
