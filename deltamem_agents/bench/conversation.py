@@ -1,4 +1,7 @@
-"""A long conversation with a window and a memory, and the same with its whole history in every prompt."""
+"""A long conversation with a window and a memory, and the same with its whole history in every prompt.
+
+Its first turns tell facts, which both are asked for at the end.
+"""
 
 import dataclasses
 import json
@@ -12,15 +15,19 @@ from pathlib import Path
 
 from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.bench.machine import describe
+from deltamem_agents.bench.questions import ANSWER_TOKENS, Asked, Told, ask, draw_facts, render_answers
 from deltamem_agents.bench.subject import Subject, load_subject
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.messages import MessageLike
 from deltamem_agents.plots import Curve, Panel, require_matplotlib, save_plot
 
 EVERY, AROUND = 20, 10
 """The table has a line for every 20th turn, with medians over the 10 turns that end there."""
 REPLY_TOKENS = 8
-SESSION = "conversation"
+TURN_MARKERS = 8
+"""What a chat template puts around a message, at most, and what the engine leaves behind a reply."""
+SESSION, ANOTHER = "conversation", "somebody else"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +66,11 @@ class ConversationReport:
 
     setup: dict[str, str]
     conversations: tuple[Conversation, ...]
+    asked: tuple[Asked, ...] = ()
+    """The facts of the first turns, asked for after the last."""
 
     def render(self) -> str:
-        """The table, as Markdown."""
+        """The tables, as Markdown."""
         lines = [f"- {name}: {value}" for name, value in self.setup.items()]
         lines += [f"- {c.name}: {len(c.turns)} turns, {c.ended}" for c in self.conversations]
         about = f"median and slowest of {AROUND} turns, s"
@@ -73,6 +82,8 @@ class ConversationReport:
         last = max(len(c.turns) for c in self.conversations)
         for turn in sorted({*range(EVERY, last + 1, EVERY), last}):
             lines += [_line(turn, c.name, c.lately(turn)) for c in self.conversations if c.lately(turn)]
+        if self.asked:
+            lines += ["", render_answers(self.asked)]
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
@@ -102,42 +113,52 @@ def run_conversation(
     recent: int = 8,
     keep: int = 64,
     full_turns: int | None = None,
+    facts: int = 4,
     seed: int = 0,
     output: Path | None = None,
     model: str | Path = BUNDLED,
 ) -> ConversationReport:
     """Holds a conversation with a window of `recent` messages, and the same with all of its history in the prompt.
 
-    The two take turns, so that both see the same machine, and say the same. The full history ends where it no longer
-    fits the model's context.
+    The two take turns, so that both see the same machine, and say the same. The full history ends where the model's
+    context has no room for more than a question. The first turns tell facts; at the end both are asked for them, and so
+    are the memory without the window, somebody else's memory, and the frozen model with and without either history.
 
     Args:
         turns: how many.
         recent: the window holds this many to twice as many messages.
         keep: how many snapshots the store keeps of the windowed conversation.
         full_turns: how many turns with the full history; None: as many as the others.
+        facts: how many of the first turns tell a fact.
         seed: of what is said.
         output: also write table, samples and a plot into this folder.
         model: "bundled", or a folder.
 
     Raises:
         BackboneError: the model cannot be loaded.
-        ConfigError: a count is not positive, or `output` needs matplotlib, which is not installed.
+        ConfigError: a count is not positive, there are more facts than turns or attributes, or `output` needs
+            matplotlib, which is not installed.
         OSError: `output` cannot be written.
     """
     if turns < 1 or (full_turns is not None and full_turns < 0):
         raise ConfigError(f"turns is {turns} and full_turns {full_turns}: expected at least 1, and at least 0")
+    if facts > (shortest := min(turns, full_turns or turns)):
+        raise ConfigError(f"facts is {facts}, but a conversation has {shortest} turns: expected a turn for each fact")
+    told = draw_facts(facts, seed=seed)
     if output is not None:
         require_matplotlib()
     subject = load_subject(model, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        windowed = _Arm(subject, Path(folder) / "window.db", recent=recent, keep=keep)
-        whole = _Arm(subject, Path(folder) / "full.db", recent=2 * turns + 1, keep=turns)
+        windowed = _Arm(subject, Path(folder) / "window.db", told, recent=recent, keep=keep)
+        whole = _Arm(subject, Path(folder) / "full.db", told, recent=2 * turns + 1, keep=turns)
+        most = turns if full_turns is None else full_turns
         with windowed.engine, whole.engine:
-            _alternate((windowed, turns), (whole, turns if full_turns is None else full_turns), seed=seed)
+            _alternate((windowed, turns), (whole, most), told=told, seed=seed)
+            asked = _ask(windowed, whole, told)
     setup = {**describe(subject, model, seed=seed), "reply": f"at most {REPLY_TOKENS} tokens"}
     kept = f"window of {recent} to {2 * recent} messages"
-    report = ConversationReport(setup, (windowed.conversation(kept), whole.conversation("full history")))
+    conversations = (windowed.conversation(kept), whole.conversation("full history"))
+    report = ConversationReport(setup, conversations, tuple(asked))
     if output is not None:
         report.save(output)
     return report
@@ -146,38 +167,68 @@ def run_conversation(
 class _Arm:
     """One of the conversations on its way."""
 
-    def __init__(self, subject: Subject, path: Path, *, recent: int, keep: int) -> None:
+    def __init__(self, subject: Subject, path: Path, told: Sequence[Told], *, recent: int, keep: int) -> None:
         self.path, self.recent = path, recent
         self.engine = DeltaMemEngine(
             subject.model, subject.tokenizer, store=path, recent_messages=recent, keep_snapshots=keep
         )
+        longest = max((self.engine.count_tokens([_user(fact.question)]) for fact in told), default=0)
+        self.room = longest + ANSWER_TOKENS + REPLY_TOKENS + 2 * TURN_MARKERS
         self.costs: list[TurnCost] = []
+        self.said: list[MessageLike] = []
         self.full: str | None = None
 
     def say(self, text: str) -> None:
-        """Takes a turn and notes what it took, unless the prompt can't hold all that it should any more."""
-        start = time.perf_counter()
-        said = [{"role": "user", "content": text}]
-        usage = self.engine.generate(said, session=SESSION, max_new_tokens=REPLY_TOKENS).usage
-        seconds = time.perf_counter() - start
-        turn = len(self.costs) + 1
-        if 2 * turn <= self.recent and self.costs and usage.prompt_tokens < self.costs[-1].prompt_tokens:
-            self.full = f"then the context of {self.engine.context} tokens is full"
+        """Takes a turn and notes what it took, unless the context can't hold it all and a question after it."""
+        said = [_user(text)]
+        shows_all = len(self.said) < self.recent
+        if shows_all and self.engine.count_tokens([*self.said, *said]) + self.room > self.engine.context:
+            self.full = f"then the context of {self.engine.context} tokens has room for a question only"
             return
+        start = time.perf_counter()
+        turn = self.engine.generate(said, session=SESSION, max_new_tokens=REPLY_TOKENS)
+        seconds = time.perf_counter() - start
+        self.said += [*said, {"role": "assistant", "content": turn.reply.content}]
         size = sum(p.stat().st_size for p in self.path.parent.glob(f"{self.path.name}*"))
-        self.costs.append(TurnCost(turn, seconds, usage.prompt_tokens, usage.cached_tokens, size))
+        usage, number = turn.usage, len(self.costs) + 1
+        self.costs.append(TurnCost(number, seconds, usage.prompt_tokens, usage.cached_tokens, size))
 
     def conversation(self, name: str) -> Conversation:
         return Conversation(name, tuple(self.costs), self.full or "as many as asked for")
 
 
-def _alternate(*arms: tuple[_Arm, int], seed: int) -> None:
+def _alternate(*arms: tuple[_Arm, int], told: Sequence[Told], seed: int) -> None:
     draw = random.Random(seed)
-    said = [_note(draw, number) for number in range(1, 1 + max(turns for _, turns in arms))]
+    turns = max(turns for _, turns in arms)
+    said = [fact.statement for fact in told] + [_note(draw, number) for number in range(len(told) + 1, turns + 1)]
     for number, text in enumerate(said):
         for arm, turns in arms if number % 2 == 0 else arms[::-1]:
             if number < turns and arm.full is None:
                 arm.say(text)
+
+
+def _ask(windowed: _Arm, whole: _Arm, told: Sequence[Told]) -> list[Asked]:
+    """Asks with each history and memory, and with controls that lack one or both."""
+    engine, turn, last = windowed.engine, len(windowed.costs), windowed.said[-2 * windowed.recent :]
+    for fact in told:
+        engine.absorb([_user(fact.another)], session=ANOTHER)
+    shown = last if windowed.recent else []
+    asked = [
+        *ask(engine, told, "window and memory", turn=turn, session=SESSION),
+        *ask(engine, told, "memory alone", turn=turn, session=SESSION, recent=0),
+        *ask(engine, told, "somebody else's memory alone", turn=turn, session=ANOTHER, recent=0),
+        *ask(engine, told, f"frozen model, last {2 * windowed.recent} messages", turn=turn, shown=shown),
+        *ask(engine, told, "frozen model alone", turn=0),
+    ]
+    if whole.costs:
+        turn = len(whole.costs)
+        asked += ask(whole.engine, told, "full history, and memory", turn=turn, session=SESSION)
+        asked += ask(whole.engine, told, "frozen model, full history", turn=turn, shown=whole.said)
+    return asked
+
+
+def _user(text: str) -> MessageLike:
+    return {"role": "user", "content": text}
 
 
 def _note(draw: random.Random, number: int) -> str:

@@ -1,13 +1,14 @@
 """Forwards with memory against forwards of the frozen backbone, in turns; and the scan by itself."""
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from deltamem_agents.bench.report import BenchRow
+from deltamem_agents.bench.report import BenchRow, Point, Series
 from deltamem_agents.bench.subject import Subject
 from deltamem_agents.generation import Batch, Piece, Row, feed
 from deltamem_agents.ops import chunked_delta_rule, naive_delta_rule, native_available, native_delta_rule
@@ -15,12 +16,12 @@ from deltamem_agents.ops import chunked_delta_rule, naive_delta_rule, native_ava
 Step = Callable[[], object]
 
 
-def interleave(first: Step, second: Step, *, repeats: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of each call of two steps that take turns; who begins alternates."""
-    times: tuple[list[float], list[float]] = ([], [])
-    steps = (first, second)
+def interleave(*steps: Step, repeats: int) -> list[list[float]]:
+    """Milliseconds of each call of some steps that take turns; who begins alternates."""
+    times: list[list[float]] = [[] for _ in steps]
     for number in range(repeats):
-        for which in (0, 1) if number % 2 == 0 else (1, 0):
+        for place in range(len(steps)):
+            which = (number + place) % len(steps)
             times[which].append(clock(steps[which]))
     return times
 
@@ -32,21 +33,23 @@ def clock(step: Step) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def prefill_row(subject: Subject, tokens: int, *, repeats: int, target: float | None, seed: int) -> BenchRow:
-    """A prompt, logits of its last position only, every token written."""
-    ids = random_ids(subject, 1, tokens, seed=seed)
+def prefill_series(subject: Subject, sizes: Sequence[int], *, repeats: int, seed: int) -> Series:
+    """Prompts, logits of their last position only, every token written."""
+    prompts = random_ids(subject, 1, max(sizes), seed=seed)
 
-    def run(ids: Tensor, *, repeats: int) -> tuple[list[float], list[float]]:
-        return interleave(
-            lambda: subject.model(ids, logits_to_keep=1),
-            lambda: subject.frozen(input_ids=ids, logits_to_keep=1, use_cache=True),
-            repeats=repeats,
-        )
+    def run(tokens: int, *, repeats: int) -> Point:
+        ids = prompts[:, :tokens]
+        with torch.inference_mode():
+            memory, frozen = interleave(
+                lambda: subject.model(ids, logits_to_keep=1),
+                lambda: subject.frozen(input_ids=ids, logits_to_keep=1, use_cache=True),
+                repeats=repeats,
+            )
+        return Point(size=tokens, tokens=tokens, memory=tuple(memory), frozen=tuple(frozen))
 
-    with torch.inference_mode():
-        run(ids[:, :32], repeats=1)  # first calls set things up
-        times = run(ids, repeats=repeats)
-    return BenchRow.ratio(f"prefill of {tokens} tokens ÷ frozen", *times, target=target)
+    run(32, repeats=1)  # first calls set things up
+    points = tuple(run(size, repeats=repeats) for size in sizes)
+    return Series(name="Prefill by prompt length", axis="prompt, tokens", points=points)
 
 
 def decode_steps(subject: Subject, *, cache: int, write: bool, seed: int) -> tuple[Step, Step]:
@@ -71,37 +74,44 @@ def decode_steps(subject: Subject, *, cache: int, write: bool, seed: int) -> tup
     return memory, frozen
 
 
-def decode_row(
-    subject: Subject, *, cache: int, repeats: int, write: bool, target: float | None, seed: int
-) -> BenchRow:
-    """Decoding, per token, batch 1."""
-    memory, frozen = decode_steps(subject, cache=cache, write=write, seed=seed)
-    interleave(memory, frozen, repeats=2)
-    times = interleave(memory, frozen, repeats=repeats)
-    how = "written" if write else "only read"
-    return BenchRow.ratio(f"decode per token, {how}, KV cache {cache} ÷ frozen", *times, target=target)
+def decode_series(subject: Subject, caches: Sequence[int], *, repeats: int, write: bool, seed: int) -> Series:
+    """Decoding, a token a call, batch 1."""
+
+    def run(cache: int) -> Point:
+        steps = decode_steps(subject, cache=cache, write=write, seed=seed)
+        interleave(*steps, repeats=2)
+        memory, frozen = interleave(*steps, repeats=repeats)
+        return Point(size=cache, tokens=1, memory=tuple(memory), frozen=tuple(frozen))
+
+    name = f"Decode by length, tokens {'written' if write else 'only read'}"
+    return Series(name=name, axis="KV cache, tokens", points=tuple(run(cache) for cache in caches))
 
 
-def batch_row(
-    subject: Subject, *, sessions: int, cache: int, repeats: int, target: float | None, seed: int
-) -> BenchRow:
-    """Tokens per second of sessions decoded together, against one alone."""
+def batch_series(subject: Subject, sessions: Sequence[int], *, cache: int, repeats: int, seed: int) -> Series:
+    """Sessions decoded together, each in its own memory, against as many rows of the frozen backbone."""
+    prompts = random_ids(subject, max(sessions), cache, seed=seed).tolist()
 
-    def start(rows: int) -> Step:
-        ids = random_ids(subject, rows, cache, seed=seed).tolist()
-        with torch.inference_mode():
-            zero = subject.model.zero_state()
-            fed = [feed(subject.model, Row(zero), [Piece(tuple(row), write=True)])[0] for row in ids]
-            batch = Batch(subject.model, fed)
-        token, write = [ids[0][0]] * rows, [True] * rows
-        return lambda: batch.step(token, write)
+    def start(rows: Sequence[Row]) -> tuple[Step, Step]:
+        batch = Batch(subject.model, copy.deepcopy(rows))  # rows are spent by their batch
+        past, ids, write = copy.deepcopy(batch.cache), [row.ids[-1] for row in rows], [True] * len(rows)
+        token = torch.tensor(ids).unsqueeze(1)
+
+        def frozen() -> None:
+            subject.frozen(input_ids=token, past_key_values=past, logits_to_keep=1, use_cache=True)
+
+        return lambda: batch.step(ids, write), frozen
 
     with torch.inference_mode():
-        together, alone = start(sessions), start(1)
-        interleave(together, alone, repeats=1)
-        many, one = interleave(together, alone, repeats=repeats)
-    name = f"{sessions} sessions decoded together ÷ 1, tokens/s"
-    return BenchRow.ratio(name, one, many, factor=sessions, target=target, at_least=True)
+        zero = subject.model.zero_state()
+        rows = [feed(subject.model, Row(zero), [Piece(tuple(prompt), write=True)])[0] for prompt in prompts]
+        steps = [step for number in sessions for step in start(rows[:number])]
+        interleave(*steps, repeats=1)
+        times = [tuple(one) for one in interleave(*steps, repeats=repeats)]
+    points = (
+        Point(size=number, tokens=number, memory=memory, frozen=plain)
+        for number, memory, plain in zip(sessions, times[::2], times[1::2], strict=True)
+    )
+    return Series(name=f"Sessions decoded together, KV cache {cache}", axis="sessions", points=tuple(points))
 
 
 def scan_rows(subject: Subject, tokens: int, *, repeats: int, seed: int) -> list[BenchRow]:

@@ -69,12 +69,63 @@ class BenchRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Calls of one size, with memory and frozen; they took turns."""
+
+    size: int
+    tokens: int
+    """That one call works off."""
+    memory: tuple[float, ...]
+    """Milliseconds of a call with memory."""
+    frozen: tuple[float, ...]
+    """Of the frozen backbone."""
+
+    def over_frozen(self, name: str, *, target: float | None = None) -> BenchRow:
+        """How much longer a call with memory takes."""
+        return BenchRow.ratio(name, self.memory, self.frozen, target=target)
+
+    def speed(self, times: Sequence[float]) -> float:
+        """Tokens per second at the median of such times."""
+        return 1000 * self.tokens / statistics.median(times)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The same at several sizes, beside the frozen backbone."""
+
+    name: str
+    axis: str
+    """What the sizes count."""
+    points: tuple[Point, ...]
+    """From small to large."""
+
+    def at(self, size: int) -> Point:
+        """The point of one size."""
+        return next(point for point in self.points if point.size == size)
+
+    def render(self) -> str:
+        """A heading and a table, as Markdown."""
+        lines = [f"## {self.name}", ""]
+        lines += [f"| {self.axis} | with memory, tokens/s | ÷ first row | frozen, tokens/s | time ÷ frozen | spread |"]
+        lines += ["|---|---|---|---|---|---|"]
+        least = self.points[0].speed(self.points[0].memory)
+        for point in self.points:
+            ratio, speed = point.over_frozen(self.name), point.speed(point.memory)
+            numbers = [_number(x) for x in (speed, speed / least, point.speed(point.frozen), ratio.value)]
+            low, high = ratio.spread
+            lines += [f"| {point.size} | {' | '.join(numbers)} | {_number(low)}–{_number(high)} |"]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
     """One run on one machine."""
 
     setup: dict[str, str]
     """Machine, versions, model and seed."""
     rows: tuple[BenchRow, ...]
+    series: tuple[Series, ...] = ()
+    """What depends on a size."""
     profiles: dict[str, str] = field(default_factory=dict)
     """Tables of torch's profiler, by what was profiled."""
 
@@ -83,7 +134,9 @@ class BenchReport:
         rows = [
             {**dataclasses.asdict(row), "value": row.value, "spread": row.spread, "hit": row.hit} for row in self.rows
         ]
-        return json.dumps({"setup": self.setup, "rows": rows, "profiles": self.profiles}, indent=1, ensure_ascii=False)
+        series = [dataclasses.asdict(one) for one in self.series]
+        report = {"setup": self.setup, "rows": rows, "series": series, "profiles": self.profiles}
+        return json.dumps(report, indent=1, ensure_ascii=False)
 
     def save(self, path: Path) -> None:
         """Writes the Markdown table, and the JSON beside it: `path` with the endings .md and .json."""
@@ -97,6 +150,8 @@ def render(report: BenchReport) -> str:
     lines = [f"- {name}: {value}" for name, value in report.setup.items()]
     lines += ["", "| what | target | measured | spread | from | |", "|---|---|---|---|---|---|"]
     lines += [_line(row) for row in report.rows]
+    for series in report.series:
+        lines += ["", series.render()]
     for name, table in report.profiles.items():
         lines += ["", f"## {name}", "", "```", table.strip("\n"), "```"]
     return "\n".join(lines) + "\n"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.bench.concurrency import batch_call_row, threads_row
-from deltamem_agents.bench.forwards import batch_row, decode_row, prefill_row, profiles, scan_rows
+from deltamem_agents.bench.forwards import batch_series, decode_series, prefill_series, profiles, scan_rows
 from deltamem_agents.bench.machine import describe
 from deltamem_agents.bench.processes import memory_rows, state_rows
-from deltamem_agents.bench.report import BenchReport, BenchRow
+from deltamem_agents.bench.report import BenchReport, BenchRow, Series
 from deltamem_agents.bench.subject import Subject, load_subject
 from deltamem_agents.bench.turns import turn_row
 
@@ -24,11 +24,15 @@ class Sizes:
     prefill: tuple[int, ...]
     """Tokens of the prompts; the last has the target."""
     prefill_repeats: int
-    cache: int
+    caches: tuple[int, ...]
     """Tokens in the KV cache where decoding begins."""
+    cache: int
+    """The one that has the targets, and where sessions decode together."""
     decode_repeats: int
+    together: tuple[int, ...]
+    """How many sessions decode together; the first is 1."""
     sessions: int
-    """How many decode together."""
+    """The one of them that has the target."""
     batch_repeats: int
     early: int
     """A turn of a conversation, and a `late` one that should take no longer."""
@@ -47,10 +51,12 @@ class Sizes:
 
 
 FULL = Sizes(
-    prefill=(512, 2048),
+    prefill=(128, 512, 2048),
     prefill_repeats=5,
+    caches=(64, 256, 1024),
     cache=256,
     decode_repeats=60,
+    together=(1, 2, 4, 8, 16),
     sessions=8,
     batch_repeats=20,
     early=10,
@@ -66,8 +72,10 @@ FULL = Sizes(
 QUICK = Sizes(
     prefill=(128, 512),
     prefill_repeats=3,
+    caches=(64, 256),
     cache=64,
     decode_repeats=15,
+    together=(1, 8),
     sessions=8,
     batch_repeats=5,
     early=4,
@@ -106,14 +114,14 @@ def run_bench(
     """
     sizes = QUICK if quick else FULL
     subject = load_subject(model, seed=seed)
-    rows = _forward_rows(subject, sizes, seed=seed)
+    series, rows = _forwards(subject, sizes, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         rows += _session_rows(subject, Path(folder), sizes)
     rows += memory_rows(model, tokens=sizes.process_tokens, repeats=sizes.process_repeats, target=PEAK, seed=seed)
     rows += scan_rows(subject, sizes.scan, repeats=3, seed=seed)
     tables = profiles(subject, cache=sizes.cache, steps=8, seed=seed) if profile else {}
     setup = {**describe(subject, model, seed=seed), "mode": "quick" if quick else "full"}
-    return _saved(BenchReport(setup=setup, rows=tuple(rows), profiles=tables), output)
+    return _saved(BenchReport(setup=setup, rows=tuple(rows), series=series, profiles=tables), output)
 
 
 def run_concurrency(
@@ -133,17 +141,21 @@ def _saved(report: BenchReport, output: Path | None) -> BenchReport:
     return report
 
 
-def _forward_rows(subject: Subject, sizes: Sizes, *, seed: int) -> list[BenchRow]:
-    repeats, cache = sizes.prefill_repeats, sizes.cache
-    goals = {tokens: PREFILL if tokens == sizes.prefill[-1] else None for tokens in sizes.prefill}
-    rows = [prefill_row(subject, n, repeats=repeats, target=goal, seed=seed) for n, goal in goals.items()]
-    repeats = sizes.decode_repeats
-    rows += [
-        decode_row(subject, cache=cache, repeats=repeats, write=write, target=DECODE, seed=seed)
-        for write in (True, False)
-    ]
-    together, repeats = sizes.sessions, sizes.batch_repeats
-    return [*rows, batch_row(subject, sessions=together, cache=cache, repeats=repeats, target=TOGETHER, seed=seed)]
+def _forwards(subject: Subject, sizes: Sizes, *, seed: int) -> tuple[tuple[Series, ...], list[BenchRow]]:
+    """The series, and the rows that have targets: each is at one of their points."""
+    longest, cache, repeats = sizes.prefill[-1], sizes.cache, sizes.decode_repeats
+    prefill = prefill_series(subject, sizes.prefill, repeats=sizes.prefill_repeats, seed=seed)
+    decode = decode_series(subject, sizes.caches, repeats=repeats, write=True, seed=seed)
+    reading = decode_series(subject, (cache,), repeats=repeats, write=False, seed=seed)
+    batch = batch_series(subject, sizes.together, cache=cache, repeats=sizes.batch_repeats, seed=seed)
+    rows = [prefill.at(longest).over_frozen(f"prefill of {longest} tokens ÷ frozen", target=PREFILL)]
+    for how, steps in {"written": decode, "only read": reading}.items():
+        name = f"decode per token, {how}, KV cache {cache} ÷ frozen"
+        rows.append(steps.at(cache).over_frozen(name, target=DECODE))
+    count, name = sizes.sessions, f"{sizes.sessions} sessions decoded together ÷ 1, tokens/s"
+    alone, many = batch.at(1).memory, batch.at(count).memory
+    rows.append(BenchRow.ratio(name, alone, many, factor=count, target=TOGETHER, at_least=True))
+    return (prefill, decode, batch), rows
 
 
 def _session_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow]:

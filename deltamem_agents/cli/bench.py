@@ -56,13 +56,19 @@ def conversation(
     recent: Annotated[int, typer.Option(help="The window holds this many to twice as many messages.", min=0)] = 8,
     keep: Annotated[int, typer.Option(help="How many snapshots the store keeps.", min=1)] = 64,
     full_turns: Annotated[int | None, typer.Option(help="Turns with the full history; default: all.", min=0)] = None,
+    facts: Annotated[int, typer.Option(help="So many first turns tell a fact, asked for at the end.", min=0)] = 4,
     seed: SeedOption = 0,
     output: Annotated[
         Path | None, typer.Option(help="Also write table, samples and a plot into this folder (needs matplotlib).")
     ] = None,
 ) -> None:
-    """Measure a long conversation with a window, turn by turn, beside the same with its full history."""
+    """Measure a long conversation with a window, turn by turn, beside the same with its full history.
+
+    Its first turns tell facts, which both are asked for at the end.
+    """
     from deltamem_agents.bench import run_conversation
 
-    report = run_conversation(turns=turns, recent=recent, keep=keep, full_turns=full_turns, seed=seed, output=output)
+    report = run_conversation(
+        turns=turns, recent=recent, keep=keep, full_turns=full_turns, facts=facts, seed=seed, output=output
+    )
     typer.echo(report.render())

@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deltamem_agents.cli.console import err, note
 from deltamem_agents.cli.loading import BUNDLED, load_engine
-from deltamem_agents.cli.options import AdapterOption, ModelOption
+from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
 from deltamem_agents.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltamem_agents.evaluate import RecallReport
+    from deltamem_agents.evaluate.harness import HarnessReport
     from deltamem_agents.evaluate.suites import SuiteReport
 
 COLUMNS = (BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
@@ -76,6 +77,66 @@ def recall(
             )
     typer.echo(report.render())
     if output is not None:
+        note(f"written: {output} and {output.with_suffix('.md')}")
+
+
+@app.command()
+def harness(
+    tasks: Annotated[str, typer.Option(help="Tasks, groups or tags, separated by commas: see `lm_eval ls tasks`.")],
+    memory: Annotated[
+        str, typer.Option(help="none, empty, full (told facts and talk), or the name of a session in the store.")
+    ] = "full",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents of each task.")] = None,
+    max_gen_toks: Annotated[
+        int | None, typer.Option(min=1, help="At most so many tokens of a reply. Default: as each task says.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that run together.")] = 1,
+    chat_template: Annotated[bool, typer.Option(help="Put prompts through the model's chat template.")] = True,
+    data: Annotated[
+        Path | None, typer.Option(help="IFEval's input_data.jsonl, or a folder above it. Default: the hub's copy.")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder of more tasks, as YAML files.")] = None,
+    metadata: Annotated[
+        str, typer.Option(help='For tasks that make their data, as JSON: {"max_seq_lengths": [4096]} for RULER.')
+    ] = "{}",
+    seed: Annotated[int, typer.Option(help="Draws what a full memory is told.")] = 0,
+    model: ModelOption = BUNDLED,
+    adapter: AdapterOption = None,
+    store: StoreOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write every reply to this .json file, and the table to a .md beside it.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
+) -> None:
+    """Run lm-evaluation-harness' tasks on the frozen model, and again while it reads a memory: the difference is harm.
+
+    Data come from the Hugging Face hub, as the harness gets them. Needs the extra "harness".
+    """
+    about = _object(metadata)
+    from deltamem_agents.evaluate.harness import MEMORIES, evaluate_harness, require_harness  # here: transformers
+
+    require_harness()
+    with load_engine(model, adapter=adapter, store=":memory:" if memory in MEMORIES else store) as engine:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        report = evaluate_harness(
+            engine,
+            [name.strip() for name in tasks.split(",")],
+            memory=memory,
+            limit=limit,
+            max_gen_toks=max_gen_toks,
+            batch_size=batch_size,
+            chat_template=chat_template,
+            data=data,
+            include_path=include_path,
+            metadata=about,
+            seed=seed,
+        )
+    typer.echo(report.render())
+    if output is not None:
+        _write(report, output)
         note(f"written: {output} and {output.with_suffix('.md')}")
 
 
@@ -212,7 +273,16 @@ def _numbers(text: str, *, what: str = "seeds") -> list[int]:
         raise ConfigError(f"{what} are {text!r}, expected whole numbers with commas, as in 0,1,2") from error
 
 
-def _write(report: "RecallReport | SuiteReport", output: Path) -> None:
+def _object(text: str) -> dict[str, object]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f'metadata is {text!r}, expected a JSON object, as in {{"max_seq_lengths": [4096]}}: {error}'
+        ) from error
+
+
+def _write(report: "RecallReport | SuiteReport | HarnessReport", output: Path) -> None:
     """Writes what is known so far: a run that is stopped has left its finished rows."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

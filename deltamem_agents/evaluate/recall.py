@@ -74,7 +74,7 @@ def evaluate_recall(
     where = circumstances(engine)
     where |= {"episodes": f"{episodes} of each kind and seed; seeds {', '.join(map(str, seeds))}"}
     where |= {"label maps": "built-in texts" if data is None else f"intents of {data.name or data}"}
-    where |= {"not measured here": "IFEval"}
+    where |= {"not measured here": "IFEval: deltamem evaluate harness --tasks ifeval"}
     report = RecallReport((), where, (), ())
     for name in dict.fromkeys(rows):
         row = _with_labels(ROWS[name], len(source.labels.kinds["test"]))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deltamem_agents.bench import QUICK, BenchReport, BenchRow, render, run_bench, run_concurrency
+from deltamem_agents.bench import QUICK, BenchReport, BenchRow, Point, Series, render, run_bench, run_concurrency
+from deltamem_agents.bench.forwards import interleave
 from tests.chat import byte_tokenizer, chat_backbone
 
 TARGETS = {
@@ -57,6 +58,51 @@ def test_ratios_follow_from_what_was_measured(report: BenchReport) -> None:
         assert row.value == statistics.median(row.samples)
 
 
+def test_every_size_is_measured_beside_the_frozen_backbone(report: BenchReport) -> None:
+    sizes = [tuple(point.size for point in series.points) for series in report.series]
+    assert sizes == [QUICK.prefill, QUICK.caches, QUICK.together]
+    for series in report.series:
+        for point in series.points:
+            assert len(point.memory) == len(point.frozen) > 0
+            assert min(*point.memory, *point.frozen) > 0
+    assert [point.tokens for point in report.series[0].points] == list(QUICK.prefill)
+    assert [point.tokens for point in report.series[2].points] == list(QUICK.together)
+
+
+def test_rows_with_targets_are_points_of_the_series(report: BenchReport) -> None:
+    rows = {row.name: row.measured for row in report.rows}
+    prefill, decode, batch = report.series
+    point = prefill.at(QUICK.prefill[-1])
+    assert rows[f"prefill of {point.size} tokens ÷ frozen"] == (point.memory, point.frozen)
+    point = decode.at(QUICK.cache)
+    assert rows[f"decode per token, written, KV cache {point.size} ÷ frozen"] == (point.memory, point.frozen)
+    pair = (batch.at(1).memory, batch.at(QUICK.sessions).memory)
+    assert rows[f"{QUICK.sessions} sessions decoded together ÷ 1, tokens/s"] == pair
+
+
+def test_each_series_is_a_table() -> None:
+    alone = Point(size=1, tokens=1, memory=(100.0, 125.0, 160.0), frozen=(100.0, 100.0, 100.0))
+    eight = Point(size=8, tokens=8, memory=(200.0, 200.0, 220.0), frozen=(160.0, 200.0, 200.0))
+    series = Series(name="Together", axis="sessions", points=(alone, eight))
+    lines = render(BenchReport(setup={}, rows=(), series=(series,))).splitlines()
+    assert lines[lines.index("## Together") + 2 :] == [
+        "| sessions | with memory, tokens/s | ÷ first row | frozen, tokens/s | time ÷ frozen | spread |",
+        "|---|---|---|---|---|---|",
+        "| 1 | 8.000 | 1.000 | 10 | 1.250 | 1.125–1.425 |",
+        "| 8 | 40 | 5.000 | 40 | 1.100 | 1.050–1.175 |",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_steps_take_turns_and_each_begins_as_often(count: int) -> None:
+    called: list[int] = []
+    times = interleave(*(lambda which=which: called.append(which) for which in range(count)), repeats=2 * count)
+    assert [len(one) for one in times] == [2 * count] * count
+    rounds = [called[start : start + count] for start in range(0, len(called), count)]
+    assert all(sorted(one) == list(range(count)) for one in rounds)
+    assert sorted(one[0] for one in rounds) == sorted([*range(count), *range(count)])
+
+
 def test_the_head_says_where_and_on_what(report: BenchReport) -> None:
     assert report.setup.keys() == {"machine", "threads", "versions", "model", "seed", "mode"}
     assert report.setup["seed"] == "3"
@@ -90,6 +136,8 @@ def test_the_report_is_written_as_markdown_and_json(report: BenchReport, folder:
     written = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert [row["samples"] for row in written["rows"]] == [list(row.samples) for row in report.rows]
     assert [row["hit"] for row in written["rows"]] == [row.hit for row in report.rows]
+    points = [point for series in report.series for point in series.points]
+    assert [tuple(p["memory"]) for one in written["series"] for p in one["points"]] == [p.memory for p in points]
 
 
 def test_a_table_line_shows_target_value_and_verdict() -> None:
