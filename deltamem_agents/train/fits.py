@@ -63,12 +63,16 @@ def token_code(x: Tensor, targets: Tensor, *, count: int, ridge: float = 0.3) ->
 
 def separator(x: Tensor, on: Tensor, *, low: float, high: float, ridge: float = 0.1) -> tuple[Tensor, Tensor]:
     """Weights [H] and a bias: w·x + b is `high` in the mean of rows `on`, bool [N], and `low` in that of the others."""
-    centred = x - x.mean(0)
-    wanted = on.float() - on.float().mean()
-    weights = torch.linalg.solve(_moments(centred, ridge), centred.T @ wanted / len(x))
+    weights = regression(x, on.float(), ridge=ridge)
     scores = x @ weights
     weights = weights * ((high - low) / (scores[on].mean() - scores[~on].mean()).clamp_min(1e-12))
     return weights, low - (x[~on] @ weights).mean()
+
+
+def regression(x: Tensor, wanted: Tensor, *, ridge: float = 0.1) -> Tensor:
+    """Weights [H] of ridge regression from centred rows x [N, H] to centred `wanted` [N]."""
+    centred = x - x.mean(0)
+    return torch.linalg.solve(_moments(centred, ridge), centred.T @ (wanted - wanted.mean()) / len(x))
 
 
 def _without_common_part(x: Tensor) -> Tensor:

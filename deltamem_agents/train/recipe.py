@@ -117,6 +117,8 @@ class Recipe(BaseModel):
     align: float = Field(default=0.0, ge=0, le=1)
     """Fresh state heads begin with keys, values and gates fitted to the backbone, and corrections of this length, in
     units of the residual stream: 0.05 in the default recipe. 0: random weights."""
+    quiet: float = Field(default=0.0, ge=0)
+    """A run begins with write gates lowered and retention raised on talk, by at most so much before the sigmoid."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The curriculum."""
     data: tuple[Source, ...] = ()

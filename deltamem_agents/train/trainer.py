@@ -25,6 +25,7 @@ from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import write_episodes
 from deltamem_agents.train.facts import Values, training_vocabulary
 from deltamem_agents.train.objective import Batch, Objective
+from deltamem_agents.train.quiet import quieten_gates
 from deltamem_agents.train.recipe import Recipe
 from deltamem_agents.train.runlog import Record, RunLog
 
@@ -60,12 +61,8 @@ class Trainer:
         data = TrainingData.load(recipe.data, values, count=lambda text: len(tokenizer.encode(text)) + 5)
         adapter, fresh = initial_adapter(recipe, backbone)
         self.model = DeltaMemModel(backbone, adapter.to(self.accelerator.device))
-        if recipe.align and fresh and not (output / "checkpoint.pt").exists():
-            align_heads(
-                self.model, ChatTemplate(tokenizer), data, heads=fresh, strength=recipe.align, seed=recipe.seed
-            )
-            for parameter in adapter.parameters():  # fits are the same on other processes to rounding only
-                broadcast(parameter.data)
+        if not (output / "checkpoint.pt").exists():
+            self._fit_beginning(ChatTemplate(tokenizer), data, fresh)
         self.objective = Objective(recipe, self.model, tokenizer, data)
         o = recipe.optimiser
         self.optimizer = torch.optim.AdamW(
@@ -132,6 +129,16 @@ class Trainer:
             figures[name], figures[f"{name}_swapped"] = objective.recall(drawn, together=mix.replies)
         self.figures = figures
         return dict(figures)
+
+    def _fit_beginning(self, template: ChatTemplate, data: TrainingData, fresh: range) -> None:
+        """What a run begins with that is fitted to the backbone, not learnt."""
+        recipe = self.recipe
+        if recipe.align and fresh:
+            align_heads(self.model, template, data, heads=fresh, strength=recipe.align, seed=recipe.seed)
+        if recipe.quiet:
+            quieten_gates(self.model, template, data, amount=recipe.quiet, seed=recipe.seed)
+        for parameter in self.model.adapter.parameters():  # fits are the same on other processes to rounding only
+            broadcast(parameter.data)
 
     def _done(self, until: int | None) -> bool:
         return self.position >= self.recipe.steps or (until is not None and self.step >= until)
