@@ -72,7 +72,8 @@ def separator(x: Tensor, on: Tensor, *, low: float, high: float, ridge: float = 
 def regression(x: Tensor, wanted: Tensor, *, ridge: float = 0.1) -> Tensor:
     """Weights [H] of ridge regression from centred rows x [N, H] to centred `wanted` [N]."""
     centred = x - x.mean(0)
-    return torch.linalg.solve(_moments(centred, ridge), centred.T @ (wanted - wanted.mean()) / len(x))
+    moments = centred.T @ (wanted - wanted.mean()) / len(x)
+    return torch.as_tensor(torch.linalg.solve(_moments(centred, ridge), moments))
 
 
 def _without_common_part(x: Tensor) -> Tensor:

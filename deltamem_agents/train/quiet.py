@@ -56,7 +56,7 @@ def quieten_gates(
         if not config.couple_lambda:
             signs[config.gates :] = -1
         layer.in_proj[start:] += torch.outer(signs, weights).to(layer.in_proj.dtype)
-        layer.gate_bias -= (signs * shift).to(layer.gate_bias.dtype)
+        layer.gate_bias.sub_((signs * shift).to(layer.gate_bias.dtype))
 
 
 def told_messages(data: TrainingData, count: int, rng: random.Random) -> list[Message]:

@@ -7,9 +7,11 @@ import asyncio
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer
 
 from deltamem_agents import DeltaMemEngine
 from llama_index_deltamem import DeltaMemory
@@ -39,7 +41,10 @@ async def tell(engine: DeltaMemEngine) -> None:
 
 
 async def ask(engine: DeltaMemEngine) -> None:
-    """Each question on a fork, in a new conversation: by the runner, and by the engine without a runner's prompts."""
+    """Each question on a fork, in a new conversation: by the runner, and by the engine without a runner's prompts.
+
+    The control is the same runner on the frozen model, with what was told in its prompt.
+    """
     llm = HandoffLLM(engine=engine, max_new_tokens=16)
     found: dict[str, list[dict[str, str]]] = {}
     for name, values in VALUES.items():
@@ -48,9 +53,21 @@ async def ask(engine: DeltaMemEngine) -> None:
             asked = memory(engine, f"{name} {number}")
             asked.reset()
             plain = llm.chat([ChatMessage(content=question)], session_id=name, recent_messages=0).message.content
-            said = await runner(name, MODES[name], llm, asked, **OPTIONS.get(name, {}))(question)
-            found.setdefault(name, []).append({"value": value, "runner": said, "engine": plain or ""})
+            options, told = OPTIONS.get(name, {}), full_history(engine, values)
+            said = await runner(name, MODES[name], llm, asked, **options)(question)
+            shown = await runner(name, MODES[name], llm, told, **options)(question)
+            answers = {"value": value, "runner": said, "engine": plain or "", "full history": shown}
+            found.setdefault(name, []).append(answers)
     print(json.dumps(found))
+
+
+def full_history(engine: DeltaMemEngine, values: Sequence[str]) -> ChatMemoryBuffer:
+    """What was told, each message acknowledged, in LlamaIndex' own memory; whoever has it names no session."""
+    history = ChatMemoryBuffer.from_defaults(token_limit=engine.context // 2, tokenizer_fn=engine.tokenizer.encode)
+    for subject, value in zip(SUBJECTS, values, strict=True):
+        history.put(ChatMessage(role="user", content=subject.format(value)))
+        history.put(ChatMessage(role="assistant", content="Okay."))
+    return history
 
 
 def memory(engine: DeltaMemEngine, session: str) -> DeltaMemory:

@@ -33,8 +33,9 @@ def engine(tmp_path: Path) -> Iterator[DeltaMemEngine]:
 def test_a_new_process_answers_from_the_memory(tmp_path: Path) -> None:
     """Six runners, three facts told to each; asked for in another process, with an empty window.
 
-    The memories all hold what was said, and no runner's prompts. Asking, a runner puts its own prompts in front, which
-    this adapter has not been trained with; a simple chat engine has none, so it says what the engine says.
+    The memories all hold what was said, and no runner's prompts. Asking, a runner puts its own prompts around the
+    question; a simple chat engine has none, so it says what the engine says. What the backbone can say at all in each
+    runner shows the full history in its prompt.
     """
     for part in ("tell", "ask"):
         command = [sys.executable, "-m", "tests.llama_index.telling", part, str(tmp_path / "memory.db")]
@@ -43,7 +44,7 @@ def test_a_new_process_answers_from_the_memory(tmp_path: Path) -> None:
     found: dict[str, list[dict[str, str]]] = json.loads(done.stdout.splitlines()[-1])
     hits = {
         who: {name: sum(answer["value"] in answer[who] for answer in answers) for name, answers in found.items()}
-        for who in ("engine", "runner")
+        for who in ("engine", "runner", "full history")
     }
     for name, answers in found.items():
         print(name, json.dumps(answers, ensure_ascii=False))
