@@ -13,14 +13,10 @@ from numpy.typing import NDArray
 
 from deltamem_agents import ConfigError
 from deltamem_agents.plots import (
-    BatchPoint,
     Curve,
     Panel,
-    RatioPoint,
     Score,
-    draw_batches,
     draw_lines,
-    draw_ratios,
     draw_scores,
     draw_states,
     draw_training,
@@ -32,7 +28,7 @@ RISING = Curve(label="rising", x=(1, 2, 3), y=(1.0, 2.0, 4.0), low=(0.5, 1.0, 3.
 FLAT = Curve(label="flat", x=(1, 2, 3), y=(1.0, 1.0, 1.0), faint=True)
 PANELS = [
     Panel(x_label="turn", y_label="s", curves=(RISING, FLAT)),
-    Panel(x_label="turn", y_label="tokens", curves=(RISING,), limits={"target": 3.0}, doubling=True),
+    Panel(x_label="turn", y_label="tokens", curves=(RISING,)),
 ]
 
 
@@ -66,26 +62,6 @@ def test_curves_of_one_label_share_a_colour_and_faint_ones_are_not_named() -> No
     level = replace(FLAT, label="level", faint=False)
     (axes,) = draw_lines([replace(PANELS[0], curves=(RISING, FLAT, level))], title="").figure.axes
     assert legend(axes) == ["rising", "level"]
-
-
-def test_ratios_have_a_panel_for_each_phase_and_a_line_for_its_target() -> None:
-    points = [
-        RatioPoint(phase=phase, tokens=tokens, ratio=1.1, low=1.0, high=1.2)
-        for phase in ("prefill", "decode")
-        for tokens in (512, 128)
-    ]
-    prefill, decode = draw_ratios(points, targets={"prefill": 1.05}).figure.axes
-    assert numbers(prefill.lines[0].get_xdata()) == [128, 512]
-    assert [text.get_text() for text in prefill.texts] == ["frozen model", "target: 1.05"]
-    assert [text.get_text() for text in decode.texts] == ["frozen model"]
-    assert decode.get_ylabel().startswith("decode")
-
-
-def test_batches_stand_beside_perfect_scaling() -> None:
-    points = [BatchPoint(sessions=n, tokens_per_second=10.0 * n**0.5, low=1.0, high=99.0) for n in (4, 1, 2)]
-    measured, perfect = draw_batches(points).figure.axes[0].lines
-    assert numbers(measured.get_ydata()) == pytest.approx([10, 14.142, 20], abs=1e-2)
-    assert numbers(perfect.get_ydata()) == [10, 20, 40]
 
 
 def test_scores_have_a_bar_for_each_condition_and_budget() -> None:

@@ -1,11 +1,11 @@
 """Curves over something that grows: turns, tokens, steps."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_agents.plots.picture import COLOURS, FAINT, INK, Picture, new_figure, tidy
+from deltamem_agents.plots.picture import COLOURS, Picture, new_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,12 +38,8 @@ class Panel:
     x_label: str
     y_label: str
     curves: tuple[Curve, ...]
-    limits: Mapping[str, float] = field(default_factory=dict)
-    """Values to compare with, by what they are: drawn as dotted lines."""
     y_range: tuple[float | None, float | None] = (0, None)
     """Where the axis begins and ends; None: where the values do."""
-    doubling: bool = False
-    """Whether `x` goes up in doublings, and the axis with it."""
 
 
 def draw_lines(panels: Sequence[Panel], *, title: str) -> Picture:
@@ -57,13 +53,7 @@ def draw_lines(panels: Sequence[Panel], *, title: str) -> Picture:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for curve in panel.curves:
             _draw(axes, curve, COLOURS[labels.index(curve.label) % len(COLOURS)])
-        for name, value in panel.limits.items():
-            axes.axhline(value, color=INK, linewidth=1, linestyle=":", alpha=0.7)
-            place = axes.get_yaxis_transform()  # x: 0 to 1 over the axes, y: as the values
-            axes.annotate(name, (1, value), (4, 0), place, "offset points", va="center", fontsize=8, color=INK)
-        if panel.doubling:
-            _doublings(axes, panel)
-        elif all(isinstance(x, int) for curve in panel.curves for x in curve.x):
+        if all(isinstance(x, int) for curve in panel.curves for x in curve.x):
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel=panel.x_label, ylabel=panel.y_label, ylim=panel.y_range)
         tidy(axes)
@@ -90,11 +80,3 @@ def _draw(axes: "Axes", curve: Curve, colour: str) -> None:
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
     line, marker = "--" if curve.dashed else "-", "o" if curve.dots else None
     axes.plot(curve.x, curve.y, line, label=curve.label, color=colour, linewidth=1.8, marker=marker, markersize=4)
-
-
-def _doublings(axes: "Axes", panel: Panel) -> None:
-    axes.set_xscale("log", base=2)
-    ticks = sorted({x for curve in panel.curves for x in curve.x})
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axes.minorticks_off()
-    axes.spines["bottom"].set_color(FAINT)

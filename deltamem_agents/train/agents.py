@@ -73,15 +73,15 @@ def tool_prompt(rng: random.Random, split: Split) -> str:
 def tool_turn(rng: random.Random, split: Split) -> tuple[Message, ...]:
     """A request, the call it leads to, the tool's result, and what the assistant says of it."""
     tool = rng.choice(_TOOLS[split])
-    value, name = rng.choice(tool.values), f"call_{rng.randrange(16**8):08x}"
+    value, call = rng.choice(tool.values), f"call_{rng.randrange(16**8):08x}"
     result = rng.choice(tool.results).format(value)
     return (
         Message(role="user", content=rng.choice(tool.requests).format(value)),
         Message(
             role="assistant",
             content="",
-            tool_calls=(ToolCall(name=tool.name, arguments={tool.argument: value}, id=name),),
+            tool_calls=(ToolCall(name=tool.name, arguments={tool.argument: value}, id=call),),
         ),
-        Message(role="tool", content=result, tool_call_id=name),
+        Message(role="tool", content=result, tool_call_id=call),
         Message(role="assistant", content=f"It says: {result}."),
     )

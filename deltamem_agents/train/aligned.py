@@ -22,7 +22,7 @@ from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.messages import Message
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
-from deltamem_agents.train.features import Features, TokenRow
+from deltamem_agents.train.features import Features, TokenRow, message_tokens
 from deltamem_agents.train.fits import separator, shared_directions, token_code
 
 FACTS = 1000
@@ -150,8 +150,8 @@ def value_pairs(
         episode = data.generate(mix, rng, split="train")
         fact = next(m for n, m in enumerate(episode.earlier) if n not in episode.talk)
         value = tuple(template.tokenizer.encode(f" {episode.value}", add_special_tokens=False))
-        said = _tokens(template, fact.content)
-        question = (*_tokens(template, episode.question), *template.generation_prompt(episode.prompt))
+        said = message_tokens(template, fact)
+        question = (*message_tokens(template, episode.prompt[-1]), *template.generation_prompt(episode.prompt))
         reply = (*question, *template.tokenizer.encode(episode.answer, add_special_tokens=False))
         told, asked = _find(said, value), _find(reply, value, after=len(question))
         if told is not None and asked is not None:
@@ -179,11 +179,6 @@ def value_pairs(
     )
 
 
-def _tokens(template: ChatTemplate, text: str) -> TokenRow:
-    segments = template.render([Message(role="user", content=text)])
-    return tuple(i for s in segments if s.message is not None for i in s.ids)
-
-
 def _find(row: TokenRow, part: TokenRow, *, after: int = 0) -> range | None:
     """Where `part` stands in `row`, at or after a position."""
     starts = range(after, len(row) - len(part) + 1)
@@ -193,7 +188,8 @@ def _find(row: TokenRow, part: TokenRow, *, after: int = 0) -> range | None:
 
 def _residual_lengths(model: DeltaMemModel, template: ChatTemplate) -> list[float]:
     """Mean length of the residual stream at the layers with a memory, behind the first tokens, which are special."""
-    ids = torch.tensor([_tokens(template, "My sister lives in a small town by the sea.")], device=model.device)
+    sentence = Message(role="user", content="My sister lives in a small town by the sea.")
+    ids = torch.tensor([message_tokens(template, sentence)], device=model.device)
     out = model.backbone(input_ids=ids, output_hidden_states=True, use_cache=False)
     sites = find_attention(model.backbone)
     numbers = [sites[path].layer for path in model.adapter.paths]

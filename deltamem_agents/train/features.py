@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.adapter.attach import find_attention
+from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.messages import Message
 
 PADDED_TOKENS = 8192
 """At most so many tokens, padding included, go through the backbone at once."""
@@ -17,6 +19,11 @@ WASTE = 1.25
 """Rows are forwarded together while padding them adds no more than a quarter."""
 
 TokenRow = tuple[int, ...]
+
+
+def message_tokens(template: ChatTemplate, message: Message) -> TokenRow:
+    """A message by itself, with what the template puts around it but before the first one."""
+    return tuple(i for s in template.render([message]) if s.message is not None for i in s.ids)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from deltamem_agents.messages import Message
 from deltamem_agents.train.agents import tool_turn
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
-from deltamem_agents.train.features import Features, TokenRow
+from deltamem_agents.train.features import Features, message_tokens
 from deltamem_agents.train.fits import regression
 
 MESSAGES = 1200
@@ -44,7 +44,7 @@ def quieten_gates(
     """
     rng = random.Random(f"quiet {seed}")
     told, talk = told_messages(data, messages, rng), talk_messages(data, messages, rng)
-    rows = [_tokens(template, message) for message in (*told, *talk)]
+    rows = [message_tokens(template, message) for message in (*told, *talk)]
     features = torch.cat(Features(model).of(rows))  # [M, layers, H]
     tells = torch.cat([torch.full((len(row),), n < len(told)) for n, row in enumerate(rows)]).to(model.device)
     for number, layer in enumerate(model.adapter.layers.values()):
@@ -75,10 +75,6 @@ def talk_messages(data: TrainingData, count: int, rng: random.Random) -> list[Me
     while len(found) < count:
         episode = data.generate(mix, rng, split="train")
         found += [m for n, m in enumerate(episode.earlier) if n in episode.talk]
-        found += [m for m in tool_turn(rng, "train") if m.role == "tool"]
+        found += [m for m in tool_turn(rng, "train") if m.role == "tool"]  # one an episode: an agent hears many
         found.append(Message(role="user", content=episode.question))
     return found[:count]
-
-
-def _tokens(template: ChatTemplate, message: Message) -> TokenRow:
-    return tuple(i for s in template.render([message]) if s.message is not None for i in s.ids)

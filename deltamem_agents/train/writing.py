@@ -14,7 +14,7 @@ from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
-from deltamem_agents.train.features import Features, TokenRow
+from deltamem_agents.train.features import Features, TokenRow, message_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _render_apart(template: ChatTemplate, messages: Sequence[Message], roles: Se
     rows = []
     for number, message in enumerate(messages):
         if message.role in roles:
-            ids = tuple(i for s in template.render([message]) if s.message is not None for i in s.ids)
+            ids = message_tokens(template, message)
             rows.append(_Row(ids, list(range(len(ids))), [number] * len(ids)))
     return rows
 

@@ -11,7 +11,7 @@ from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.messages import Message
 from deltamem_agents.train import Values
 from deltamem_agents.train.data import TrainingData
-from deltamem_agents.train.features import Features
+from deltamem_agents.train.features import Features, message_tokens
 from deltamem_agents.train.fits import regression
 from deltamem_agents.train.quiet import quieten_gates, talk_messages, told_messages
 
@@ -21,8 +21,7 @@ DATA = TrainingData(Values(["harbor", "velvet", "saddle", "pigeon", "copper"]))
 def gates(model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Tensor:
     """All gates before the sigmoid, the mean over layers and tokens."""
     template = ChatTemplate(tokenizer)
-    rows = [tuple(i for s in template.render([m]) if s.message is not None for i in s.ids) for m in messages]
-    features = torch.cat(Features(model).of(rows))
+    features = torch.cat(Features(model).of([message_tokens(template, message) for message in messages]))
     layers = model.adapter.layers.values()
     found = [features[:, n] @ x.in_proj[3 * x.config.width :].T + x.gate_bias for n, x in enumerate(layers)]
     return torch.stack(found).mean((0, 1))

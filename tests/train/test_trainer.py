@@ -16,7 +16,7 @@ from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
 from deltamem_agents.train import Episode, Losses, Record, Source, Stage, Trainer, read_episodes, write_episodes
 from tests.builders import randomised
 from tests.chat import chat_backbone
-from tests.train.conftest import small_recipe
+from tests.train.conftest import SMALL, small_recipe
 
 Make = Callable[..., Trainer]
 
@@ -171,6 +171,20 @@ def test_state_heads_that_an_earlier_adapter_lacks_are_fresh_and_its_own_go_on_a
         torch.testing.assert_close(wide_state[:, :2], state)
         for name, delta in old.delta.items():
             assert torch.equal(new.delta[name][:, :8], delta)
+
+
+def test_a_run_may_begin_quiet_and_does_so_once(make: Make) -> None:
+    loud, quiet = make("loud"), make("quiet", quiet=3.0)
+    start, moved = 3 * SMALL.width, []
+    layers = zip(loud.model.adapter.layers.values(), quiet.model.adapter.layers.values(), strict=True)
+    for one, other in layers:
+        assert torch.equal(one.in_proj[:start], other.in_proj[:start])
+        moved.append((one.in_proj[start:] - other.in_proj[start:]).abs().max().item())
+    assert min(moved) > 0
+    quiet.run(until=2)
+    again = make("quiet", quiet=3.0)
+    for name, weight in quiet.model.adapter.state_dict().items():
+        assert torch.equal(again.model.adapter.state_dict()[name], weight)
 
 
 def test_a_run_that_begins_aligned_goes_on_exactly(make: Make) -> None:
