@@ -12,11 +12,15 @@ FIGURES = ("loss", "recall", "recall_swapped", "beta_facts", "beta_talk")
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help='A YAML file, or a recipe that ships: "default" or "example".')],
+    recipe: Annotated[str, typer.Argument(help='A YAML file, or one that ships: "default", "example" or "ablation".')],
     output: Annotated[
         Path, typer.Option(help="Folder for checkpoint, log and adapter; a run in it is resumed.")
     ] = Path("runs/adapter"),
     model: Annotated[str | None, typer.Option(help="Takes the place of the recipe's model.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help='As in --set "adapter.delta_heads=[o]"; may be repeated.'),
+    ] = None,
     until: Annotated[int | None, typer.Option(min=1, help="Stop when this many steps are done.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
 ) -> None:
@@ -28,7 +32,7 @@ def train(
     from deltamem_agents.backbone.load import load_backbone
     from deltamem_agents.train import Recipe, Record, Trainer
 
-    loaded = Recipe.load(recipe, model=model)
+    loaded = Recipe.load(recipe, model=model, changes=change or ())
     if threads is not None:
         torch.set_num_threads(threads)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -44,6 +44,9 @@ class EpisodeMix(BaseModel):
     """Share of open values that are capitalised where names are usual."""
     dates: float = Field(default=0.0, ge=0, le=1)
     """Share of facts whose value is a date or a number."""
+    names: float = Field(default=0.0, ge=0, le=1)
+    """Share of facts, on top of chance, about what somebody is called: the speaker, a dog, a sister, a boss. One is
+    easily taken for another."""
     people: float = Field(default=0.0, ge=0, le=1)
     """Share of facts that are about another person."""
     attributes: Literal["known", "unseen"] = "known"
@@ -194,6 +197,8 @@ class _Draft:
         while len(facts) < count:
             dated = rng.random() < mix.dates
             pool = HELD_OUT_ATTRIBUTES if mix.attributes == "unseen" else _DATED if dated else _PLAIN
+            if mix.names and pool is _PLAIN and len(facts) < len(_NAMES) and rng.random() < mix.names:
+                pool = _NAMES
             about = [a for a in pool if a.train_about] if rng.random() < mix.people else []
             attribute, who = rng.choice(about or pool), rng.choice(people) if about else None
             taken = {(f.attribute.name, f.who) for f in facts}
@@ -286,3 +291,4 @@ class _Draft:
 
 _DATED: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values in GENERATED)
 _PLAIN: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values not in GENERATED)
+_NAMES: tuple[Attribute, ...] = tuple(a for a in _PLAIN if a.values in ("person", "pet"))

@@ -1,9 +1,10 @@
 """How an adapter is trained: one YAML file, one frozen config."""
 
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -174,15 +175,17 @@ class Recipe(BaseModel):
         return o.learning_rate * warm_up * (o.final + (1 - o.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     @classmethod
-    def load(cls, path: str | Path, *, model: str | None = None) -> Self:
-        """Reads a YAML file, or a recipe that ships: "default" or "example". Paths in it are relative to the file.
+    def load(cls, path: str | Path, *, model: str | None = None, changes: Sequence[str] = ()) -> Self:
+        """Reads a YAML file, or a recipe that ships. Paths in it are relative to the file.
 
         Args:
             path: the file or the name.
             model: takes the place of the file's.
+            changes: other fields that do, as "adapter.delta_heads=[o]" or "stages.0.steps=50": field, "=", YAML.
 
         Raises:
-            ConfigError: no such file, no PyYAML, no valid YAML, or fields that are unknown or impossible: names each.
+            ConfigError: no such file, no PyYAML, no valid YAML, a change without "=" or of no field or stage there
+                is, or fields that are unknown or impossible: names each.
         """
         try:
             import yaml
@@ -195,6 +198,14 @@ class Recipe(BaseModel):
             raise ConfigError(f"{file} cannot be read as YAML: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{file} holds a {type(data).__name__}, expected the fields of a recipe")
+        for change in changes:
+            field, sign, text = change.partition("=")
+            if not sign:
+                raise ConfigError(f"{change!r} changes nothing: expected a field, =, and its value, as in seed=1")
+            try:
+                _change(data, field, yaml.safe_load(text))
+            except (LookupError, ValueError, yaml.YAMLError) as error:
+                raise ConfigError(f"{change!r} cannot be put into {file}: {error}") from error
         try:
             recipe = cls.model_validate(data | ({"model": model} if model is not None else {}))
         except ValidationError as error:
@@ -207,6 +218,19 @@ class Recipe(BaseModel):
         start = None if self.init_adapter is None else folder / self.init_adapter.expanduser()
         data = tuple(s.model_copy(update={"path": folder / s.path.expanduser()}) for s in self.data)
         return self.model_copy(update={"init_adapter": start, "data": data})
+
+
+def _change(data: Any, field: str, value: object) -> None:
+    """Puts a value where the dotted field says; numbers are places in a list."""
+    way = field.split(".")
+    for step, key in enumerate(way):
+        if not isinstance(data, dict | list):
+            raise ValueError(f"{'.'.join(way[:step])} has no fields")
+        place = int(key) if isinstance(data, list) else key
+        if step == len(way) - 1:
+            data[place] = value
+        else:
+            data = data[place] if isinstance(data, list) else data.setdefault(place, {})
 
 
 def _recipe_file(path: str | Path) -> Path:

@@ -30,6 +30,7 @@ EVERYTHING = EpisodeMix(
     kinds={"told": 1, "updated": 1, "negated": 1, "untold": 1, "labels": 1},
     open_share=0.5,
     dates=0.3,
+    names=0.3,
     people=0.4,
     other_talk=3,
     tools=0.3,
@@ -121,6 +122,14 @@ def test_nothing_was_told_in_a_share_of_episodes_without_an_answer() -> None:
     assert set(told) == {0, 2}
     assert 15 < told.count(0) < 45
     assert all(contains(e.answer, UNKNOWN) for e in episodes)
+
+
+def test_a_share_of_facts_is_about_what_somebody_is_called() -> None:
+    mix = EpisodeMix(facts=(6,), names=1.0, kinds={"untold": 1})
+    asked = [drawn("train", seed, mix).tags[-1] for seed in range(60)]
+    called = {"name", "dog", "sister", "boss"}
+    assert called < set(asked)
+    assert 20 < sum(tag in called for tag in asked) < 50  # four of seven, the others are of any attribute
 
 
 @given(st.integers(0, 10**6))

@@ -17,6 +17,7 @@ MIX = EpisodeMix(
     open_share=0.9,
     made_up=0.4,
     dates=0.3,
+    names=0.2,
     people=0.3,
     other_talk=3,
     tools=0.3,

@@ -46,12 +46,38 @@ def test_a_bad_recipe_is_named_with_its_fields(tmp_path: Path, text: str, told: 
         Recipe.load(tmp_path / "r.yaml")
 
 
+def test_single_fields_can_be_changed() -> None:
+    changes = ["adapter.delta_heads=[o]", "stages.0.steps=5", "losses.margin=0.5", "align=0"]
+    recipe = Recipe.load("ablation", changes=changes)
+    base = Recipe.load("ablation")
+    assert recipe.adapter == base.adapter.model_copy(update={"delta_heads": ("o",)})
+    assert (recipe.steps, recipe.losses.margin, recipe.align) == (5, 0.5, 0.0)
+    assert recipe.stages[0] == base.stages[0].model_copy(update={"steps": 5})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("seed", "expected a field, =, and its value"),
+        ("stages.7.steps=1", "stages.7.steps=1' cannot be put into"),
+        ("stages.first.steps=1", "cannot be put into"),
+        ("model.name=x", "model has no fields"),
+        ("seed={", "cannot be put into"),
+        ("sead=1", "sead: Extra inputs"),
+        ("adapter.rank=0", r"adapter\.rank"),
+    ],
+)
+def test_a_bad_change_is_named(change: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Recipe.load("ablation", changes=[change])
+
+
 def test_an_unknown_recipe_names_those_that_ship() -> None:
-    with pytest.raises(ConfigError, match="default, example"):
+    with pytest.raises(ConfigError, match="ablation, default, example"):
         Recipe.load("nothing")
 
 
-@pytest.mark.parametrize("name", ["default", "example"])
+@pytest.mark.parametrize("name", ["ablation", "default", "example"])
 def test_recipes_that_ship_are_valid(name: str) -> None:
     recipe = Recipe.load(name)
     assert recipe.model == "bundled"
