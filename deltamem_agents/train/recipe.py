@@ -226,7 +226,7 @@ def _change(data: Any, field: str, value: object) -> None:
     for step, key in enumerate(way):
         if not isinstance(data, dict | list):
             raise ValueError(f"{'.'.join(way[:step])} has no fields")
-        place = int(key) if isinstance(data, list) else key
+        place: Any = int(key) if isinstance(data, list) else key
         if step == len(way) - 1:
             data[place] = value
         else:
