@@ -12,7 +12,9 @@ FIGURES = ("loss", "recall", "recall_swapped", "beta_facts", "beta_talk")
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help='A YAML file, or one that ships: "default", "example" or "ablation".')],
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or one that ships: default, distance, example, ablation.")
+    ],
     output: Annotated[
         Path, typer.Option(help="Folder for checkpoint, log and adapter; a run in it is resumed.")
     ] = Path("runs/adapter"),

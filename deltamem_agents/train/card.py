@@ -32,12 +32,14 @@ def model_card(recipe: Recipe, adapter: DeltaMemAdapter, figures: Record, *, ste
         f"{', '.join(config.delta_heads)}, {len(adapter.paths)} layers, {size:.2f} M parameters, half precision; "
         f"absorbs {', '.join(config.absorb_roles)}",
         "data": "; ".join(data),
-        "start": f"{start}{'; fresh heads aligned' if recipe.align else ''}; seed {recipe.seed}",
+        "start": f"{start}{'; fresh heads aligned' if recipe.align else ''}"
+        f"{f'; quietened by {recipe.quiet:g}' if recipe.quiet else ''}; seed {recipe.seed}",
         "stages": stages,
         "losses": losses,
         "optimiser": f"AdamW {o.learning_rate:g}, betas {o.betas}, weight decay {o.weight_decay:g}, clip {o.clip:g}, "
         f"{o.warm_up} steps of warm-up, cosine to {o.final:.0%}",
         "length": f"{steps} steps of {recipe.rows * recipe.accumulate} answers, {seconds / 60:.0f} minutes",
+        "weights": f"{1 - recipe.keep:.0%} trained, {recipe.keep:.0%} as they were at the start",
         "licence": recipe.licence,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -120,6 +120,9 @@ class Recipe(BaseModel):
     units of the residual stream: 0.05 in the default recipe. 0: random weights."""
     quiet: float = Field(default=0.0, ge=0)
     """A run begins with write gates lowered and retention raised on talk, by at most so much before the sigmoid."""
+    keep: float = Field(default=0.0, ge=0, lt=1)
+    """Share of `init_adapter`'s weights in what is written, the trained ones are the rest: the mean of the two keeps
+    some of what a run unlearns (Wortsman et al., arXiv:2109.01903)."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The curriculum."""
     data: tuple[Source, ...] = ()
@@ -154,6 +157,12 @@ class Recipe(BaseModel):
     licence: str = "Apache-2.0"
     """Of the adapter; goes into the model card."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.keep and self.init_adapter is None:
+            raise ValueError("keep is a share of init_adapter, which is missing: name an adapter folder or checkpoint")
+        return self
+
     @property
     def steps(self) -> int:
         """Optimiser steps in all, unless stages end early."""
@@ -176,7 +185,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path, *, model: str | None = None, changes: Sequence[str] = ()) -> Self:
-        """Reads a YAML file, or a recipe that ships. Paths in it are relative to the file.
+        """Reads a YAML file, or a recipe that ships. Paths in it are relative to the file, or to where you are.
 
         Args:
             path: the file or the name.
@@ -211,7 +220,7 @@ class Recipe(BaseModel):
         except ValidationError as error:
             found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
             raise ConfigError(f"{file} is not a valid recipe: {found}") from error
-        return recipe._at(file.parent)
+        return recipe._at(file.parent if Path(path).is_file() else Path.cwd())
 
     def _at(self, folder: Path) -> Self:
         folder = folder.absolute()

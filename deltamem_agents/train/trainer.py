@@ -197,11 +197,17 @@ class Trainer:
         )
 
     def _save_adapter(self) -> None:
-        folder = self.output / "adapter"
-        self.model.adapter.save_pretrained(folder, dtype=torch.float16)
-        if not self.figures:
+        folder, adapter = self.output / "adapter", self.model.adapter
+        trained = {name: weight.clone() for name, weight in adapter.state_dict().items()}
+        if self.recipe.keep:
+            before = initial_adapter(self.recipe, self.model.backbone)[0].state_dict()
+            share = 1 - self.recipe.keep
+            adapter.load_state_dict({n: before[n].to(weight).lerp(weight, share) for n, weight in trained.items()})
+        if self.recipe.keep or not self.figures:
             self.evaluate()
-        card = model_card(self.recipe, self.model.adapter, self.figures, steps=self.step, seconds=self.seconds)
+        adapter.save_pretrained(folder, dtype=torch.float16)
+        adapter.load_state_dict(trained)
+        card = model_card(self.recipe, adapter, self.figures, steps=self.step, seconds=self.seconds)
         try:
             (folder / "README.md").write_text(card, encoding="utf-8")
         except OSError as error:

@@ -38,6 +38,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("stages: {", "cannot be read as YAML"),
         ("stages: [{steps: 1}]\nlosses: {answer: 0}", "nothing is learnt"),
         ("stages: [{steps: 1}]\nadapter: {rank: 0}", r"adapter\.rank"),
+        ("stages: [{steps: 1}]\nkeep: 0.5", "keep is a share of init_adapter, which is missing"),
     ],
 )
 def test_a_bad_recipe_is_named_with_its_fields(tmp_path: Path, text: str, told: str) -> None:
@@ -72,8 +73,18 @@ def test_a_bad_change_is_named(change: str, told: str) -> None:
         Recipe.load("ablation", changes=[change])
 
 
+def test_a_recipe_that_ships_starts_from_an_adapter_where_you_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load("distance", changes=["init_adapter=runs/default/adapter"])
+    assert recipe.init_adapter == tmp_path / "runs/default/adapter"
+    with pytest.raises(ConfigError, match="init_adapter, which is missing"):
+        Recipe.load("distance")
+
+
 def test_an_unknown_recipe_names_those_that_ship() -> None:
-    with pytest.raises(ConfigError, match="ablation, default, example"):
+    with pytest.raises(ConfigError, match="ablation, default, distance, example"):
         Recipe.load("nothing")
 
 

@@ -187,6 +187,23 @@ def test_a_run_may_begin_quiet_and_does_so_once(make: Make) -> None:
         assert torch.equal(again.model.adapter.state_dict()[name], weight)
 
 
+def test_a_run_may_keep_a_share_of_the_weights_it_began_with(make: Make) -> None:
+    first = make("first")
+    first.run(until=1)
+    start = first.output / "adapter"
+    second = make("second", init_adapter=start, keep=0.25, quiet=3.0)
+    second.run(until=2)
+    before = DeltaMemAdapter.from_pretrained(start).named_tensors()
+    trained, written = second.model.adapter.named_tensors(), DeltaMemAdapter.from_pretrained(second.output / "adapter")
+    for name, weight in written.named_tensors().items():
+        torch.testing.assert_close(weight, 0.25 * before[name] + 0.75 * trained[name], atol=2e-3, rtol=2e-3)
+    assert any(not torch.equal(before[name], trained[name]) for name in before)
+    assert "25% as they were at the start" in (second.output / "adapter" / "README.md").read_text()
+    again = make("second", init_adapter=start, keep=0.25, quiet=3.0)  # goes on from the trained weights, not the mean
+    for name, weight in again.model.adapter.named_tensors().items():
+        assert torch.equal(weight, trained[name])
+
+
 def test_a_run_that_begins_aligned_goes_on_exactly(make: Make) -> None:
     whole = make("whole", align=0.05)
     biases = [next(iter(t.model.adapter.layers.values())).gate_bias for t in (whole, make("random"))]
