@@ -177,9 +177,13 @@ def test_the_loop_holds_and_prompts_stay_flat(outcome: Outcome, capsys: pytest.C
     assert outcome.full.prompts[-1] > 2 * max(outcome.talks[0].prompts)
 
 
-@pytest.mark.xfail(reason="the default adapter loses a fact over 28 turns of tool calls and their results")
-def test_facts_of_the_first_turn_are_kept(outcome: Outcome) -> None:
+def test_more_is_known_than_without_a_memory(outcome: Outcome) -> None:
     assert outcome.kept > outcome.known
+
+
+@pytest.mark.xfail(reason="the default adapter loses most facts over 28 turns of tool calls and their results")
+def test_facts_of_the_first_turn_are_known_as_well_as_right_after(outcome: Outcome) -> None:
+    assert outcome.kept >= outcome.fresh - 1
 
 
 def table(talks: list[Talk], full: Talk) -> str:
