@@ -1,65 +1,107 @@
 """Prompts that have nothing to do with the memory, and the plain backbone's replies, which must not change."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
+from torch import Tensor
 
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.messages import Message
+from deltamem_agents.train.agents import tool_turn
 from deltamem_agents.train.answers import answer_rows
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
+from deltamem_agents.train.facts import holds_held_out_word
 from deltamem_agents.train.talk import SMALL_TALK
+
+ROWS = 32
+"""How many texts are generated together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unrelated:
-    """A prompt that has nothing to do with the memory, and the plain backbone's greedy reply."""
+    """A prompt that has nothing to do with the memory, and the plain backbone's greedy reply, or its beginning."""
 
     prompt: Message
     reply: str
 
 
-@torch.no_grad()
 def plain_replies(
     model: DeltaMemModel,
     template: ChatTemplate,
     data: TrainingData,
     *,
     seed: int,
-    statements: int = 40,
-    length: int = 12,
-    rows: int = 32,
+    each: int = 40,
+    made_up: int = 160,
+    length: int = 32,
 ) -> list[Unrelated]:
-    """The plain backbone's greedy replies to small talk and to statements of facts.
+    """The plain backbone's greedy replies to small talk, statements, requests, and to prompts it makes up itself.
 
     Args:
         model: the model; its memory is not used.
         template: renders the prompts.
         data: makes the statements.
         seed: draws them.
-        statements: how many.
+        each: how many statements, and how many requests to tools at most.
+        made_up: how many prompts of its own at most.
         length: tokens a reply.
-        rows: how many prompts go through the backbone together.
     """
     rng = random.Random(seed)
     mix = EpisodeMix(open_share=0.3)
-    told = [data.generate(mix, rng, split="train").earlier[0].content for _ in range(statements)]
-    prompts = [Message(role="user", content=text) for text in (*SMALL_TALK, *told)]
+    told = [data.generate(mix, rng, split="train").earlier[0].content for _ in range(each)]
+    asked = [tool_turn(rng, "train")[0].content for _ in range(each)]
+    own = own_prompts(model, template, count=made_up, seed=seed)
+    prompts = [Message(role="user", content=text) for text in dict.fromkeys((*SMALL_TALK, *told, *asked, *own))]
     found: list[Unrelated] = []
-    for start in range(0, len(prompts), rows):
-        chosen = prompts[start : start + rows]
+    for start in range(0, len(prompts), ROWS):
+        chosen = prompts[start : start + ROWS]
         batch = answer_rows(template, [[p] for p in chosen], [""] * len(chosen), roles=()).to(model.device)
         ids, mask = batch.ids[:, :-1], batch.mask[:, :-1]  # without the end of the empty answer
-        out = model.backbone.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=length,
-            pad_token_id=template.tokenizer.eos_token_id,
-        )
-        replies = template.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        replies = [_trainable(r) for r in _generate(model, template, ids, mask, length=length)]
         found += [Unrelated(p, r) for p, r in zip(chosen, replies, strict=True) if r.strip()]
     return found
+
+
+def own_prompts(model: DeltaMemModel, template: ChatTemplate, *, count: int, seed: int, length: int = 32) -> list[str]:
+    """User messages that the plain backbone makes up, sampled where one would begin (Xu et al., arXiv:2406.08464).
+
+    Args:
+        model: the model; its memory is not used.
+        template: says where a user message begins.
+        count: how many are sampled; those that say nothing, or hold a word kept for testing, are left out.
+        seed: of the sampling.
+        length: tokens a message; longer ones are cut.
+    """
+    one, other = (
+        [i for segment in template.render([Message(role="user", content=text)]) for i in segment.ids] for text in "a1"
+    )
+    opening = one[: next(n for n, (i, j) in enumerate(zip(one, other, strict=False)) if i != j)]
+    found: list[str] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, count, ROWS):
+            ids = torch.tensor([opening] * min(ROWS, count - start), device=model.device)
+            found += _generate(model, template, ids, torch.ones_like(ids), length=length, sampled=True)
+    return [text for text in map(str.strip, found) if text and not holds_held_out_word(text)]
+
+
+def _trainable(text: str) -> str:
+    """A text up to the first word that holds one kept for testing."""
+    return " ".join(takewhile(lambda word: not holds_held_out_word(word), text.split(" ")))
+
+
+@torch.no_grad()
+def _generate(
+    model: DeltaMemModel, template: ChatTemplate, ids: Tensor, mask: Tensor, *, length: int, sampled: bool = False
+) -> Sequence[str]:
+    tokenizer = template.tokenizer
+    choice = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0} if sampled else {"do_sample": False}
+    out = model.backbone.generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=mask, max_new_tokens=length, pad_token_id=tokenizer.eos_token_id, **choice
+    )
+    return list(tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True))
