@@ -78,6 +78,24 @@ def answer_rows(
         rows.append(torch.tensor([*ids, *reply]))
         writes.append(torch.tensor([*write, *[False] * (len(opening) + len(reply))]))
         counts.append(torch.tensor(count))
+    return _padded(rows, writes, counts)
+
+
+def prose_rows(template: ChatTemplate, texts: Sequence[str]) -> AnswerRows:
+    """Rows of prose by itself, of which all tokens but the first count and none is written.
+
+    Args:
+        template: has the tokenizer.
+        texts: of two tokens or more, one a row.
+    """
+    rows = [torch.tensor(template.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    return _padded(
+        rows, [torch.zeros_like(row, dtype=torch.bool) for row in rows], [torch.arange(1, len(row)) for row in rows]
+    )
+
+
+def _padded(rows: list[Tensor], writes: list[Tensor], counts: list[Tensor]) -> AnswerRows:
+    """Rows of token ids, which of them are written, and the places of those that count."""
     padded = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True, padding_side="left")
     # a position predicts the token after it

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.state import MemoryState
-from deltamem_agents.train.answers import AnswerRows, answer_logits, answer_rows
+from deltamem_agents.train.answers import AnswerRows, answer_logits, answer_rows, prose_rows
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import Episode
 from deltamem_agents.train.features import Features
@@ -26,8 +26,11 @@ from deltamem_agents.train.losses import (
     plain_divergence,
 )
 from deltamem_agents.train.recipe import Recipe
-from deltamem_agents.train.unrelated import Unrelated, plain_replies
+from deltamem_agents.train.unrelated import Unrelated, plain_prose, plain_replies
 from deltamem_agents.train.writing import Written, write_memories
+
+PASSAGES = 256
+"""How much prose is sampled to read with a memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Batch:
     others: tuple[Episode, ...]
     """Episodes whose memories unrelated prompts are put to."""
     unrelated: tuple[tuple[Unrelated, bool], ...]
-    """Those prompts, and whether the memory is full or empty."""
+    """Those prompts, or pieces of prose, and whether the memory is full or empty."""
     together: bool
     """Whether earlier messages are encoded as a conversation."""
     bare: bool
@@ -54,7 +57,7 @@ class Objective:
         self.recipe, self.model, self.data = recipe, model, data
         self.template = ChatTemplate(tokenizer)
         self.features = Features(model, budget=recipe.feature_cache_mb * 1_000_000)
-        self._unrelated: list[Unrelated] = []
+        self._unrelated: dict[bool, list[Unrelated]] = {}
 
     def draw(self, step: int, rng: random.Random) -> Batch:
         """The next batch, of the planned `step`."""
@@ -71,7 +74,8 @@ class Objective:
         others: tuple[Episode, ...] = ()
         unrelated: tuple[tuple[Unrelated, bool], ...] = ()
         if recipe.losses.plain and stage.unrelated_every and step % stage.unrelated_every == 0:
-            chosen = [rng.choice(self._prompts()) for _ in range(recipe.unrelated)]
+            kind = self._kinds()[rng.random() < recipe.prose]
+            chosen = [rng.choice(kind) for _ in range(recipe.unrelated)]
             others = tuple(self.data.draw(stage, rng, together=together) for _ in chosen)
             unrelated = tuple((u, rng.random() < 0.7) for u in chosen)
         return Batch(episodes, others, unrelated, together, bare)
@@ -152,16 +156,22 @@ class Objective:
         return distillation(logits, teacher, on, top_k=self.recipe.losses.distillation_top_k)
 
     def _drift(self, batch: Batch, state: MemoryState) -> Tensor:
-        roles = self.model.adapter.config.absorb_roles
-        prompts, replies = [[u.prompt] for u, _ in batch.unrelated], [u.reply for u, _ in batch.unrelated]
-        rows = answer_rows(self.template, prompts, replies, roles=roles).to(self.model.device)
+        template, roles = self.template, self.model.adapter.config.absorb_roles
+        replies = [u.reply for u, _ in batch.unrelated]
+        prompts = [[u.prompt] for u, _ in batch.unrelated if u.prompt is not None]
+        rows = answer_rows(template, prompts, replies, roles=roles) if prompts else prose_rows(template, replies)
+        rows = rows.to(self.model.device)
         full = torch.tensor([full for _, full in batch.unrelated], device=self.model.device)
         with torch.no_grad():
             plain = answer_logits(self.model, rows, None)
         logits = answer_logits(self.model, rows, MemoryState(state.tensor * full.view(-1, 1, 1, 1, 1)))
         return plain_divergence(logits, plain, rows.targets != IGNORED)
 
-    def _prompts(self) -> list[Unrelated]:
+    def _kinds(self) -> dict[bool, list[Unrelated]]:
+        """What must not change: prompts with their replies, and prose (True)."""
         if not self._unrelated:
-            self._unrelated = plain_replies(self.model, self.template, self.data, seed=self.recipe.seed)
+            model, template, seed = self.model, self.template, self.recipe.seed
+            prose = plain_prose(model, template, count=PASSAGES, seed=seed) if self.recipe.prose else []
+            prompts = plain_replies(model, template, self.data, prose=prose[: len(prose) // 2], seed=seed)
+            self._unrelated = {False: prompts, True: [Unrelated(None, text) for text in prose] or prompts}
         return self._unrelated

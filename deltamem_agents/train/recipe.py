@@ -135,6 +135,8 @@ class Recipe(BaseModel):
     """Answers in a batch: as many episodes where each has one question."""
     unrelated: int = Field(default=4, ge=1)
     """Rows that must answer as the plain backbone does, in the steps that carry them."""
+    prose: float = Field(default=0.5, ge=0, le=1)
+    """Share of these steps whose rows are prose read by itself, not prompts with replies."""
     accumulate: int = Field(default=1, ge=1)
     """Batches that make one optimiser step."""
     seed: int = 0

@@ -1,6 +1,7 @@
-"""Prompts that have nothing to do with the memory, and the plain backbone's replies, which must not change."""
+"""Prompts and prose that have nothing to do with the memory: what the plain backbone predicts there must not change."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -26,7 +27,8 @@ ROWS = 32
 class Unrelated:
     """A prompt that has nothing to do with the memory, and the plain backbone's greedy reply, or its beginning."""
 
-    prompt: Message
+    prompt: Message | None
+    """None: the reply is prose, read by itself, without the chat template."""
     reply: str
 
 
@@ -35,6 +37,7 @@ def plain_replies(
     template: ChatTemplate,
     data: TrainingData,
     *,
+    prose: Sequence[str] = (),
     seed: int,
     each: int = 40,
     made_up: int = 160,
@@ -42,10 +45,13 @@ def plain_replies(
 ) -> list[Unrelated]:
     """The plain backbone's greedy replies to small talk, statements, requests, and to prompts it makes up itself.
 
+    Some of the last have a passage of prose before them, as a long prompt would.
+
     Args:
         model: the model; its memory is not used.
         template: renders the prompts.
         data: makes the statements.
+        prose: passages for long prompts.
         seed: draws them.
         each: how many statements, and how many requests to tools at most.
         made_up: how many prompts of its own at most.
@@ -56,15 +62,33 @@ def plain_replies(
     told = [data.generate(mix, rng, split="train").earlier[0].content for _ in range(each)]
     asked = [tool_turn(rng, "train")[0].content for _ in range(each)]
     own = own_prompts(model, template, count=made_up, seed=seed)
-    prompts = [Message(role="user", content=text) for text in dict.fromkeys((*SMALL_TALK, *told, *asked, *own))]
-    found: list[Unrelated] = []
-    for start in range(0, len(prompts), ROWS):
-        chosen = prompts[start : start + ROWS]
-        batch = answer_rows(template, [[p] for p in chosen], [""] * len(chosen), roles=()).to(model.device)
-        ids, mask = batch.ids[:, :-1], batch.mask[:, :-1]  # without the end of the empty answer
-        replies = [_trainable(r) for r in _generate(model, template, ids, mask, length=length)]
-        found += [Unrelated(p, r) for p, r in zip(chosen, replies, strict=True) if r.strip()]
-    return found
+    long = [f"{text}\n\n{ask}" for text, ask in zip(prose, own[::-1], strict=False)]
+    prompts = list(dict.fromkeys((*SMALL_TALK, *told, *asked, *own, *long)))
+    replies = _replies(model, template, prompts, length=length)
+    return [
+        Unrelated(Message(role="user", content=text), kept)
+        for text, reply in zip(prompts, replies, strict=True)
+        if (kept := _trainable(reply))
+    ]
+
+
+def plain_prose(model: DeltaMemModel, template: ChatTemplate, *, count: int, seed: int, length: int = 128) -> list[str]:
+    """Prose of the plain backbone: sampled replies to prompts it makes up itself.
+
+    Args:
+        model: the model; its memory is not used.
+        template: renders the prompts.
+        count: how many are sampled at most; sentences that hold a word kept for testing are left out.
+        seed: of the sampling.
+        length: tokens a passage; longer ones are cut.
+    """
+    own = own_prompts(model, template, count=count, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        replies = _replies(model, template, own, length=length, sampled=True)
+    sentences = (re.split(r"(?<=[.!?\n])\s+", reply) for reply in replies)
+    passages = (" ".join(s for s in parts if not holds_held_out_word(s)).strip() for parts in sentences)
+    return [text for text in passages if len(template.tokenizer.encode(text, add_special_tokens=False)) > 1]
 
 
 def own_prompts(model: DeltaMemModel, template: ChatTemplate, *, count: int, seed: int, length: int = 32) -> list[str]:
@@ -91,8 +115,24 @@ def own_prompts(model: DeltaMemModel, template: ChatTemplate, *, count: int, see
 
 
 def _trainable(text: str) -> str:
-    """A text up to the first word that holds one kept for testing."""
-    return " ".join(takewhile(lambda word: not holds_held_out_word(word), text.split(" ")))
+    """A text up to the first word that holds one kept for testing; "" where only blanks are left."""
+    kept = " ".join(takewhile(lambda word: not holds_held_out_word(word), text.split(" ")))
+    return kept if kept.strip() else ""
+
+
+def _replies(
+    model: DeltaMemModel, template: ChatTemplate, prompts: Sequence[str], *, length: int, sampled: bool = False
+) -> list[str]:
+    """The plain backbone's replies, prompts of about one length together."""
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+    found: dict[int, str] = {}
+    for start in range(0, len(order), ROWS):
+        chosen = order[start : start + ROWS]
+        asked = [[Message(role="user", content=prompts[n])] for n in chosen]
+        batch = answer_rows(template, asked, [""] * len(asked), roles=()).to(model.device)
+        ids, mask = batch.ids[:, :-1], batch.mask[:, :-1]  # without the end of the empty answer
+        found |= zip(chosen, _generate(model, template, ids, mask, length=length, sampled=sampled), strict=True)
+    return [found[n] for n in range(len(prompts))]
 
 
 @torch.no_grad()

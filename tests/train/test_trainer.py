@@ -59,6 +59,14 @@ def test_what_has_no_weight_is_not_computed(make: Make) -> None:
     assert {n for n in record if n.endswith("_loss")} == {"answer_loss"}
 
 
+@pytest.mark.parametrize("prose", [0.0, 1.0])
+def test_what_must_not_change_is_prompts_or_prose(make: Make, prose: float) -> None:
+    trainer = make(prose=prose, stages=(Stage(steps=3, unrelated_every=1),))
+    batch = trainer.objective.draw(0, trainer.rng)
+    assert all((u.prompt is None) == bool(prose) for u, _ in batch.unrelated)
+    assert trainer.objective(batch)[1]["plain_loss"] > 0
+
+
 def test_accumulated_batches_are_averaged(make: Make) -> None:
     trainer = make(accumulate=2, stages=(Stage(steps=3, bare=0.0),))
     draws = [trainer.objective.draw(0, trainer.rng) for _ in range(2)]

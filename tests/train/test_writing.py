@@ -10,7 +10,7 @@ from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
-from deltamem_agents.train.answers import answer_logits, answer_rows
+from deltamem_agents.train.answers import answer_logits, answer_rows, prose_rows
 from deltamem_agents.train.episode import Episode, Exchange
 from deltamem_agents.train.features import WASTE, Features, buckets
 from deltamem_agents.train.writing import write_memories
@@ -148,6 +148,18 @@ def test_replies_on_the_way_count_like_the_answer(tokenizer: PreTrainedTokenizer
     )
     counted = [tokenizer.decode(t[t != -100]) for t in rows.targets]
     assert counted == ["You live in Rome.<|im_end|>You are Ann.<|im_end|>", "Ann.<|im_end|>"]
+
+
+def test_prose_counts_from_its_second_token_and_is_not_written(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["Rivers bend.", "Bread rises because yeast gives off gas."]
+    rows = prose_rows(ChatTemplate(tokenizer), texts)
+    for row, text in enumerate(texts):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert rows.ids[row][rows.mask[row] == 1].tolist() == ids
+        counted = rows.targets[row] != -100
+        assert rows.targets[row][counted].tolist() == ids[1:]
+        assert rows.ids[row, rows.at[row] + 1][counted].tolist() == ids[1:]
+    assert not rows.write.any()
 
 
 def test_only_the_predictions_that_count_are_computed(
