@@ -13,7 +13,7 @@ FIGURES = ("loss", "recall", "recall_swapped", "beta_facts", "beta_talk")
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or one that ships: default, distance, example, ablation.")
+        str, typer.Argument(help="A YAML file, or one that ships: default, distance, harmless, example, ablation.")
     ],
     output: Annotated[
         Path, typer.Option(help="Folder for checkpoint, log and adapter; a run in it is resumed.")

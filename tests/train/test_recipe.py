@@ -79,16 +79,17 @@ def test_a_recipe_that_ships_starts_from_an_adapter_where_you_are(
     monkeypatch.chdir(tmp_path)
     recipe = Recipe.load("distance", changes=["init_adapter=runs/default/adapter"])
     assert recipe.init_adapter == tmp_path / "runs/default/adapter"
+    assert Recipe.load("harmless").init_adapter == tmp_path / "runs/distance/adapter"
     with pytest.raises(ConfigError, match="init_adapter, which is missing"):
         Recipe.load("distance")
 
 
 def test_an_unknown_recipe_names_those_that_ship() -> None:
-    with pytest.raises(ConfigError, match="ablation, default, distance, example"):
+    with pytest.raises(ConfigError, match="ablation, default, distance, example, harmless"):
         Recipe.load("nothing")
 
 
-@pytest.mark.parametrize("name", ["ablation", "default", "example"])
+@pytest.mark.parametrize("name", ["ablation", "default", "example", "harmless"])
 def test_recipes_that_ship_are_valid(name: str) -> None:
     recipe = Recipe.load(name)
     assert recipe.model == "bundled"
