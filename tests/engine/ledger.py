@@ -1,4 +1,8 @@
-"""Which tokens a state holds, noted where they are written: inside the forward of the first memory layer."""
+"""Which tokens a state holds, noted where they are written: inside the forward of the last memory layer.
+
+The first layer sees tokens without what stands before them, and a random one can forget: two histories that end in the
+same sixty tokens then leave the same state there, to the bit.
+"""
 
 from typing import Self
 
@@ -13,8 +17,8 @@ class WrittenTokens:
 
     def __init__(self, model: DeltaMemModel) -> None:
         self.model = model
-        self.layer = next(iter(model.adapter.layers.values()))
-        zero = model.zero_state().tensor[0, 0]
+        self.layer = list(model.adapter.layers.values())[-1]
+        zero = model.zero_state().tensor[0, -1]
         self._tokens: dict[bytes, list[int]] = {_key(zero): []}
         self._ids = torch.zeros(0)
 
@@ -31,11 +35,11 @@ class WrittenTokens:
 
     def behind(self, state: MemoryState) -> list[int]:
         """The tokens that were written on the way to this state, in order."""
-        return self._tokens[_key(state.tensor[0, 0])]
+        return self._tokens[_key(state.tensor[0, -1])]
 
     def start_from(self, state: MemoryState, tokens: list[int]) -> None:
         """Takes a state as known."""
-        self._tokens[_key(state.tensor[0, 0])] = tokens
+        self._tokens[_key(state.tensor[0, -1])] = tokens
 
     def _before(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         self._ids = args[0] if args else kwargs["input_ids"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deltamem_agents import DeltaMemEngine, MemoryState
@@ -59,7 +59,11 @@ def test_with_ids_passing_only_what_is_new_is_enough(steps: Sequence[tuple[str, 
             check_ledger(engine, written, client.past)
 
 
+FORGETFUL = ["say the cat", "say yes", "say yes", "tool the cat", "say a dog.", "tool the cat", "say hi"]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["say", "tool"]), TEXTS, st.just(0)), max_size=7), st.sampled_from([0, 2, 4]))
+@example([(action, text, 0) for action, _, text in (step.partition(" ") for step in FORGETFUL)], 2)
 @pytest.mark.parametrize("style", STYLES)
 def test_without_ids_what_is_said_again_is_new_and_nothing_else(
     style: str, steps: Sequence[tuple[str, str, int]], recent: int
