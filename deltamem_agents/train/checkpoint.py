@@ -87,7 +87,9 @@ class Checkpoint:
 
 
 def initial_adapter(recipe: Recipe, backbone: nn.Module) -> tuple[DeltaMemAdapter, range]:
-    """The adapter a run starts from: fresh, or from the recipe's `init_adapter`, which may have fewer state heads.
+    """The adapter a run starts from: fresh, or from the recipe's `init_adapter`.
+
+    That one may have fewer state heads, and may have absorbed other roles: no weight depends on them.
 
     Returns:
         The adapter, and which of its state heads are fresh.
@@ -102,13 +104,14 @@ def initial_adapter(recipe: Recipe, backbone: nn.Module) -> tuple[DeltaMemAdapte
     if path is None:
         return adapter, range(heads)
     found = _saved_adapter(path, recipe, backbone)
-    differing = [n for n, value in found.config if value != getattr(recipe.adapter, n) and n != "num_state_heads"]
+    free = {"num_state_heads", "absorb_roles"}
+    differing = [n for n, value in found.config if value != getattr(recipe.adapter, n) and n not in free]
     if found.config.num_state_heads > heads:
         differing.append("num_state_heads")
     if differing:
         raise ConfigError(
             f"init_adapter {path} differs from the recipe's adapter in {', '.join(differing)}: make them the same; "
-            "only num_state_heads may be higher in the recipe"
+            "only absorb_roles may be others, and num_state_heads higher, in the recipe"
         )
     for old, new in zip(found.layers.values(), adapter.layers.values(), strict=True):
         copy_heads(old, new)

@@ -181,7 +181,6 @@ def test_more_is_known_than_without_a_memory(outcome: Outcome) -> None:
     assert outcome.kept > outcome.known
 
 
-@pytest.mark.xfail(reason="the default adapter loses most facts over 28 turns of tool calls and their results")
 def test_facts_of_the_first_turn_are_known_as_well_as_right_after(outcome: Outcome) -> None:
     assert outcome.kept >= outcome.fresh - 1
 

@@ -150,6 +150,10 @@ def test_a_run_starts_from_an_adapter_folder_or_a_checkpoint(make: Make) -> None
         assert second.step == 0
         for name, tensor in first.model.adapter.named_tensors().items():
             torch.testing.assert_close(second.model.adapter.named_tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+        hears_users = second.recipe.adapter.model_copy(update={"absorb_roles": ("user",)})
+        third = make(f"from {start}, users only", init_adapter=first.output / start, adapter=hears_users)
+        assert third.model.adapter.config.absorb_roles == ("user",)
+        torch.testing.assert_close(third.model.adapter.state_dict(), second.model.adapter.state_dict(), rtol=0, atol=0)
         with pytest.raises(ConfigError, match="differs from the recipe's adapter in rank"):
             make("other", init_adapter=first.output / start, adapter=DeltaMemConfig(rank=2, num_state_heads=2))
         with pytest.raises(ConfigError, match="differs from the recipe's adapter in num_state_heads"):
