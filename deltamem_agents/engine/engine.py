@@ -286,7 +286,8 @@ class DeltaMemEngine:
         """Writes messages into a session's memory without a reply. They are always taken as new.
 
         Args:
-            messages: what to take in.
+            messages: what to take in. Those of roles outside the adapter's `absorb_roles` (the bundled adapter's are
+                users) are read past, as in `generate`: they are kept in the session and write nothing.
             session: whose memory.
             thread: a label for this line of conversation, where one session has several at a time; by default "main".
             key: makes a retry harmless: what was absorbed under this key before is not absorbed again.
