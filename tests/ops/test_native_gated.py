@@ -67,7 +67,7 @@ def test_fused_equals_composition(heads: int, rank: int, mode: StateUpdateMode, 
         )
         double = (x.double() for x in (projected, bias, state))
         expected = composed(*double, writable, mode=mode, normalize=normalize, count=count)
-        torch.testing.assert_close([x.double() for x in found], list(expected), rtol=3e-5, atol=3e-5)
+        torch.testing.assert_close([x.double() for x in found[:2]], list(expected), rtol=3e-5, atol=3e-5)
         assert all(torch.equal(x, y) for x, y in zip(inputs, (projected, bias, state, mask), strict=True))
 
 
@@ -111,7 +111,7 @@ def test_fused_is_exact_for_tiny_and_huge_projections(scale: float) -> None:
     found = native_gated_delta_rule(projected, bias, state, mask, **STANDARD_OPTIONS)
     double = (x.double() for x in (projected, bias, state))
     expected = composed(*double, mask, mode="standard", normalize=True, count=count)
-    torch.testing.assert_close([x.double() for x in found], list(expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close([x.double() for x in found[:2]], list(expected), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", range(5), ids=["q", "k", "v", "beta", "lambda"])
