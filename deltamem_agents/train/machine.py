@@ -34,4 +34,4 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # not glibc
         return False
     options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
-    return all([mallopt(option, value) == 1 for option, value in options])
+    return all(mallopt(option, value) == 1 for option, value in options)
