@@ -74,7 +74,7 @@ class WriteRecorder:
 
     @property
     def read_gates(self) -> Tensor:
-        """G of each token, the mean over heads, float32 [layers, tokens]: how far reads opened; 1 without a read gate."""
+        """How far reads opened at each token: g, the mean over heads, float32 [layers, tokens]; 1 without a gate."""
         return self._stacked([self._records[layer].read_gates for layer in self._layers])
 
     def _stacked(self, layers: list[list[Tensor]]) -> Tensor:

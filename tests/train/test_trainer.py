@@ -168,7 +168,8 @@ def test_a_run_starts_from_an_adapter_folder_or_a_checkpoint(make: Make) -> None
 def test_state_heads_that_an_earlier_adapter_lacks_are_fresh_and_its_own_go_on_as_they_were(
     make: Make, mechanism: str, rankwise: bool
 ) -> None:
-    narrow = DeltaMemConfig.parse({"rank": 4, "num_state_heads": 2, "rankwise_gates": rankwise, **MECHANISMS[mechanism]})
+    options = {"rank": 4, "num_state_heads": 2, "rankwise_gates": rankwise}
+    narrow = DeltaMemConfig.parse(options | MECHANISMS[mechanism])
     wide = narrow.model_copy(update={"num_state_heads": 3})
     first = make("first", adapter=narrow)
     randomised(first.model.adapter)
