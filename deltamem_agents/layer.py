@@ -87,10 +87,10 @@ class DeltaMemLayer(nn.Module):
         self.in_proj.zero_()
         for name in ("q", "k", "v", "shift"):
             self.in_proj[self.block[name]].uniform_(-bound, bound, generator=generator)
-        self.gate_bias[: config.gates].fill_(config.beta_bias_init)
+        self.gate_bias[: config.gates].fill_(_over_floor(config.beta_bias_init, config.gate_floor))
         self.gate_bias[config.gates :].fill_(config.lambda_bias_init)
         if config.read_gate != "off":
-            self.read_gate_bias.fill_(config.read_gate_bias_init)
+            self.read_gate_bias.fill_(_over_floor(config.read_gate_bias_init, config.gate_floor))
         for delta in self.delta.values():
             delta.normal_(0.0, config.delta_init_std, generator=generator)
 
@@ -292,6 +292,14 @@ def shifted(projected: Tensor, carry: Tensor | None, valid: Tensor | None) -> tu
     last = F.pad(torch.where(valid, places, 0).cummax(1).values, (1, 0))  # [B, 1 + T]: the last valid place so far
     chosen = known.gather(1, last.unsqueeze(-1).expand_as(known))
     return chosen[:, :-1], chosen[:, -1]
+
+
+def _over_floor(bias: float, floor: float) -> float:
+    """The bias with which a gate that has this floor opens as far as σ(bias): a closed one would be slow to learn."""
+    if not floor:
+        return bias
+    opened = floor + (1 - floor) / (1 + math.exp(-bias))
+    return math.log(opened / (1 - opened))
 
 
 def _span_means(hidden: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deltamem_agents.config import DeltaMemConfig, StateUpdateMode
 from deltamem_agents.layer import DeltaMemLayer, LayerOutput, LayerShape
 from tests.builders import MECHANISMS
-from tests.truth import Truth, by_the_book, weights_of
+from tests.truth import Truth, by_the_book, floor, weights_of
 
 SHAPE = LayerShape(hidden=12, q=16, k=8, v=8, o=12)
 MODES: tuple[StateUpdateMode, ...] = ("standard", "lambda_outside", "no_lambda")
@@ -255,14 +255,18 @@ class TestInitialisation:
         layer = DeltaMemLayer(config, SHAPE)
         layer.reset_parameters(torch.Generator().manual_seed(0))
         weights, width = weights_of(layer), config.width
-        assert weights["beta_bias"].tolist() == [-3.0] * width
+        beta, read = (floor(torch.sigmoid(weights[f"{n}_bias"]), config.gate_floor) for n in ("beta", "read_gate"))
+        assert torch.allclose(beta, torch.sigmoid(torch.tensor(-3.0)).double())
+        assert torch.allclose(read, torch.sigmoid(torch.tensor(0.5)).double())
         assert weights["lambda_bias"].tolist() == [6.0] * width
-        assert weights["read_gate_bias"].tolist() == [0.5] * config.num_state_heads
         for name in ("beta_proj", "lambda_proj", "read_gate_proj", "read_gate_match"):
             assert not weights[name].any()
         for name in ("memory_q_proj", "memory_k_proj", "memory_k_shift_proj", "memory_v_proj"):
             assert 0.9 * SHAPE.hidden**-0.5 < weights[name].abs().max() <= SHAPE.hidden**-0.5
         assert 0.005 < layer.delta["o"].std() < 0.02
+        plain = DeltaMemLayer(config.model_copy(update={"gate_floor": 0.0}), SHAPE)
+        plain.reset_parameters()
+        assert plain.gate_bias.tolist() == [-3.0] * width + [6.0] * width
 
     def test_a_seed_decides(self) -> None:
         one, two = (DeltaMemLayer(DeltaMemConfig(), SHAPE) for _ in range(2))

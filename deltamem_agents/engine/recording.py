@@ -74,7 +74,7 @@ class WriteRecorder:
 
     @property
     def read_gates(self) -> Tensor:
-        """How far each token's reads opened, the mean of g over heads: float32 [layers, tokens], 1 without gates."""
+        """How far reads opened at each token: g, the mean over heads, float32 [layers, tokens]; 1 without a gate."""
         return self._stacked([self._records[layer].read_gates for layer in self._layers])
 
     def _stacked(self, layers: list[list[Tensor]]) -> Tensor:
