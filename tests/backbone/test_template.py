@@ -114,8 +114,11 @@ class TestSegments:
             (1, "<|im_start|>assistant\nhello<|im_end|>\n"),
             (2, "<|im_start|>user\nbye<|im_end|>\n"),
         ]
-        with pytest.raises(MessageError, match=r"refuses messages with roles \['user', 'user'\]: roles must alternate"):
-            rendered(ALTERNATING, talk("user: hi", "user: bye"))
+        assert rendered(ALTERNATING, talk("user: hi", "user: bye")) == [
+            (None, "<bos>"),
+            (0, "<|im_start|>user\nhi"),
+            (1, "\n\nbye<|im_end|>\n"),
+        ]
 
     def test_a_system_prompt_inside_the_first_user_message(self) -> None:
         found = rendered(ALTERNATING, talk("system: Be brief.", "user: hi", "assistant: hello"))
@@ -130,8 +133,9 @@ class TestSegments:
         assert "".join(text for _, text in found) == whole(CHATML, talk("system: Be brief.", "user: hi"))
         assert next(m for m, text in found if "Be brief." in text) == 0
         assert next(m for m, text in found if "hi" in text) == 1
-        with pytest.raises(MessageError, match="no user"):
-            rendered(WANTS_A_USER + CHATML, talk("system: Be brief."))
+        assert rendered(WANTS_A_USER + CHATML, talk("system: Be brief.")) == [
+            (0, "<|im_start|>user\nBe brief.<|im_end|>\n")
+        ]
 
     def test_thinking_that_is_stripped_later(self) -> None:
         history = talk("user: q1", "assistant: <think>\nhm\n</think>\n\na1", "user: q2")
