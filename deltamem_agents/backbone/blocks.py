@@ -4,13 +4,15 @@ Gemma's and Mistral's templates refuse a system prompt, or neighbours of one rol
 absorbed messages and summaries are no well-formed conversations, so the list is mended before it is rendered.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltamem_agents.config import Role
 from deltamem_agents.messages import Message
 
-MARK = "\ue000"  # a private-use character: put behind each content, it shows where the template puts the content's end
+MARKS = re.compile("\ue000(\\d+)\ue001")
+"""What `mark` makes."""
 SEPARATOR = "\n\n"
 """Between messages that are joined into one."""
 
@@ -42,19 +44,34 @@ class Block:
             return self.message
         return self.message.model_copy(update={"content": SEPARATOR.join(self.texts)})
 
-    @property
-    def marked(self) -> Message:
-        """The same with a mark behind each part, but before trailing space, which some templates strip.
+    def marked(self, first: int) -> Message:
+        """The same with marks, numbered from `first` on, behind its parts.
 
-        Calls come after the content, which is often empty and then left out: the mark is behind the last one's name.
+        They stand before trailing space, which some templates strip. Calls come after the content, which is often empty
+        and then left out: there the mark is behind the last one's name.
         """
         if self.message.tool_calls:
             *calls, last = self.message.tool_calls
-            last = last.model_copy(update={"name": f"{last.name}{MARK}"})
+            last = last.model_copy(update={"name": f"{last.name}{mark(first)}"})
             return self.message.model_copy(update={"tool_calls": (*calls, last)})
         bare = [text.rstrip() for text in self.texts]
-        marked = (b + MARK + text[len(b) :] for b, text in zip(bare, self.texts, strict=True))
+        parts = zip(bare, self.texts, strict=True)
+        marked = (b + mark(first + n) + text[len(b) :] for n, (b, text) in enumerate(parts))
         return self.message.model_copy(update={"content": SEPARATOR.join(marked)})
+
+
+def mark(number: int) -> str:
+    """What shows where the template puts a content's end: private-use characters around a number."""
+    return f"\ue000{number}\ue001"
+
+
+def marked(blocks: Sequence[Block]) -> list[Message]:
+    """The messages of blocks, with marks numbered over all of them."""
+    found, number = list[Message](), 0
+    for block in blocks:
+        found.append(block.marked(number))
+        number += len(block.texts)
+    return found
 
 
 def alternating(said: Sequence[tuple[int | None, Message]], *, system: bool) -> list[Block]:

@@ -2,52 +2,58 @@
 
 import json
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
-from deltamem_agents.backbone.blocks import MARK, Block
+from deltamem_agents.backbone.blocks import MARKS, Block, mark
 
 Render = Callable[[Sequence[Block], bool], str]
 """Renders blocks, with marks or without; empty where the template refuses."""
 Kind = tuple[object, ...]
+Place = tuple[int, int]
+"""A part, counted over all blocks, and where it ends in the text."""
 
 
-def ends(blocks: Sequence[Block], whole: str, marked: str, render: Render) -> list[int]:
-    """Where in `whole` each part of each block ends, the markers that close it included; the last one ends with it.
+def ends(blocks: Sequence[Block], whole: str, marked: str, render: Render) -> list[Place]:
+    """Where the parts of the blocks end, the markers that close them included, in the order in which they stand.
 
     A conversation cut after a block shows what closes it. That is looked up once for each kind of neighbours, and for
     a block where something else stands. Its text need not be how the whole conversation starts: templates strip the
-    thinking from earlier turns, so the end is looked for behind the block's own content.
+    thinking from earlier turns, so the end is looked for behind the block's own content. Nor need the order be that of
+    the messages: a template of Mistral's has the system prompt in the last question. A part that isn't shown comes
+    last, with nothing.
 
     Args:
         blocks: the conversation.
         whole: its text.
-        marked: its text with a mark behind each part.
+        marked: its text with a numbered mark behind each part.
         render: renders other blocks.
     """
-    pieces, sizes = marked.split(MARK), [len(block.texts) for block in blocks]
-    exact = len(pieces) == sum(sizes) + 1 and "".join(pieces) == whole  # else the mark changed what the template does
-    contents = list(accumulate(len(piece) for piece in pieces[:-1])) if exact else []
+    block_of = [number for number, block in enumerate(blocks) for _ in block.texts]
+    tails = [text[len(text.rstrip()) :] for block in blocks for text in block.texts]  # which some templates strip
+    contents = _marked(whole, marked)
+    exact = contents is not None
+    if contents is None:  # the marks changed what the template does
+        contents = _searched(blocks, whole)
     closings: dict[Kind, tuple[str, str]] = {}
-    found: list[int] = []
-    for number, block in enumerate(blocks):
-        start = found[-1] if found else 0
-        places = contents[len(found) : len(found) + len(block.texts)] if exact else _searched(block, whole, start)
-        found += places[:-1]
-        if number == len(blocks) - 1:
-            found.append(len(whole))
+    found: list[Place] = []
+    for (part, place), following in zip(contents, [*(block_of[part] for part, _ in contents[1:]), None], strict=True):
+        number = block_of[part]
+        if following is None or following == number:
+            found.append((part, len(whole) if following is None else place))
             continue
-        kind, arguments = _kind(block, blocks[number + 1]), _arguments(block)
+        kind, arguments, tail = _kind(blocks[number], blocks[following]), _arguments(blocks[number]), tails[part]
         before, after = closings.get(kind, ("", ""))
         closing = before + arguments + after
-        if kind in closings and whole.startswith(closing, places[-1]):
-            found.append(places[-1] + len(closing))
-            continue
-        found.append(_cut(blocks[: number + 1], whole, places[-1] if exact else None, render))
-        closing = whole[places[-1] : found[-1]]
-        if arguments in closing:
-            before, _, after = closing.partition(arguments) if arguments else (closing, "", "")
-            closings[kind] = (before, after)
-    return found
+        starts = [place, place + len(tail)] if tail and whole.startswith(tail, place) else [place]
+        end = next((at + len(closing) for at in starts if kind in closings and whole.startswith(closing, at)), None)
+        if end is None:
+            end = _cut(blocks[: number + 1], part if exact else None, whole, place, render)
+            closing = whole[place:end].removeprefix(tail)
+            if arguments in closing:
+                before, _, after = closing.partition(arguments) if arguments else (closing, "", "")
+                closings[kind] = (before, after)
+        found.append((part, end))
+    shown = {part for part, _ in found}
+    return found + [(part, len(whole)) for part in range(len(block_of)) if part not in shown]
 
 
 def common_prefix(a: str, b: str) -> int:
@@ -57,23 +63,43 @@ def common_prefix(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _cut(blocks: Sequence[Block], whole: str, content: int | None, render: Render) -> int:
-    """Where the last of these blocks ends in the whole conversation; `content`: where its content does, if known."""
-    if content is None:
-        return common_prefix(render(blocks, False), whole)
-    _, mark, closing = render(blocks, True).rpartition(MARK)
-    return content + common_prefix(closing if mark else "", whole[content : content + len(closing)])
+def _marked(whole: str, marked: str) -> list[Place] | None:
+    """Where the marks stand; None if the text without them is another."""
+    places, removed = list[Place](), 0
+    for found in MARKS.finditer(marked):
+        places.append((int(found[1]), found.start() - removed))
+        removed += len(found[0])
+    once = len({part for part, _ in places}) == len(places)
+    return places if once and MARKS.sub("", marked) == whole else None
 
 
-def _searched(block: Block, whole: str, start: int) -> list[int]:
+def _searched(blocks: Sequence[Block], whole: str) -> list[Place]:
     """Where the parts' contents seem to end."""
-    places = []
-    for text in block.texts:
+    places, start = list[Place](), 0
+    for text in (text for block in blocks for text in block.texts):
         bare = text.strip()
         at = whole.find(bare, start)
         start = at + len(bare) if at >= 0 else start
-        places.append(start)
+        places.append((len(places), start))
     return places
+
+
+def _cut(blocks: Sequence[Block], part: int | None, whole: str, content: int, render: Render) -> int:
+    """Where the last of these blocks ends in the whole conversation.
+
+    Args:
+        blocks: the conversation up to it.
+        part: its last part; None where marks are of no use.
+        whole: the text of the whole conversation.
+        content: where the part's content ends there.
+        render: renders the blocks.
+    """
+    if part is None:
+        text = render(blocks, False)
+        return common_prefix(text, whole) if blocks[-1].texts[-1].strip() in text else content
+    _, found, closing = render(blocks, True).rpartition(mark(part))
+    closing = MARKS.sub("", closing) if found else ""
+    return content + common_prefix(closing, whole[content : content + len(closing)])
 
 
 def _kind(block: Block, following: Block) -> Kind:

@@ -9,13 +9,14 @@ from itertools import accumulate
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from deltamem_agents.backbone.blocks import EMPTY_TURN, MARK, Block, alternating
+from deltamem_agents.backbone.blocks import EMPTY_TURN, MARKS, Block, alternating, marked
 from deltamem_agents.backbone.boundaries import common_prefix, ends
 from deltamem_agents.backbone.calls import HERMES, CallSyntax, hermes_message, hermes_prompt, template_syntax
 from deltamem_agents.backbone.tools import Tool
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message, ToolCall
 
+PROBE = "\ue000"
 RECENT = 8
 """The tokens of so many texts are kept: planning, prefill and commit of a turn render much the same."""
 
@@ -40,7 +41,7 @@ class _View:
     @property
     def shows_all(self) -> bool:
         """Whether no part was dropped silently."""
-        return self.marked.count(MARK) >= sum(len(block.texts) for block in self.blocks)
+        return len(set(MARKS.findall(self.marked))) >= sum(len(block.texts) for block in self.blocks)
 
 
 class ChatTemplate:
@@ -100,16 +101,16 @@ class ChatTemplate:
                 view = self._viewed([*view.blocks, EMPTY_TURN], own)
                 text = self._text([b.whole for b in view.blocks], own, add_generation_prompt=True)
 
-        def shown(blocks: Sequence[Block], marked: bool) -> str:
-            return self._text_if_accepted([b.marked if marked else b.whole for b in blocks], own)
+        def shown(blocks: Sequence[Block], with_marks: bool) -> str:
+            return self._text_if_accepted(marked(blocks) if with_marks else [b.whole for b in blocks], own)
 
-        start = common_prefix(self._preamble(view.blocks[0].whole, own), text)
-        places = ends(view.blocks, view.text, view.marked, shown)
-        places[-1] = common_prefix(view.text, text)
-        owners = [owner for block in view.blocks for owner in block.owners]
-        stretches = [(None, start), *zip(owners, places, strict=True), *([(None, len(text))] if opened else ())]
-        parts = self._split(text, [place for _, place in stretches])
-        segments = [Segment(ids, owner) for ids, (owner, _) in zip(parts, stretches, strict=True)]
+        parts = [(owner, block) for block in view.blocks for owner in block.owners]
+        places, closed = ends(view.blocks, view.text, view.marked, shown), common_prefix(view.text, text)
+        start = common_prefix(self._preamble(parts[places[0][0]][1].whole, own), text)
+        stretches = [(None, start), *((parts[part][0], min(end, closed)) for part, end in places)]
+        stretches += [(None, len(text))] if opened else []
+        ids = self._split(text, [place for _, place in stretches])
+        segments = [Segment(some, owner) for some, (owner, _) in zip(ids, stretches, strict=True)]
         last = segments.pop() if opened else None  # empty where nothing needs to open an answer
         segments = [segment for segment in segments if segment.ids or segment.message is not None]
         return segments if last is None else [*segments, last]
@@ -161,9 +162,9 @@ class ChatTemplate:
         """The system prompt that the template gives a conversation without one."""
         user = Message(role="user", content="probe")
         preamble, alone = self._preamble(user), self._text_if_accepted([user])
-        given = self._text_if_accepted([Message(role="system", content=MARK), user])
-        before, mark, after = given.partition(MARK)
-        if not mark:
+        given = self._text_if_accepted([Message(role="system", content=PROBE), user])
+        before, found, after = given.partition(PROBE)
+        if not found:
             return ""
         closing = after.removesuffix(alone[len(preamble) :])
         if preamble.startswith(before) and preamble.endswith(closing) and len(preamble) >= len(before) + len(closing):
@@ -198,7 +199,7 @@ class ChatTemplate:
 
     def _viewed(self, blocks: list[Block], own: Sequence[Tool]) -> _View:
         text = self._text([block.whole for block in blocks], own)
-        return _View(blocks, text, self._text_if_accepted([block.marked for block in blocks], own))
+        return _View(blocks, text, self._text_if_accepted(marked(blocks), own))
 
     def _spelled(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, as_text: bool = False

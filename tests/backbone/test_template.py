@@ -10,7 +10,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
-from deltamem_agents.backbone.template import MARK, ChatTemplate, Segment
+from deltamem_agents.backbone.blocks import mark
+from deltamem_agents.backbone.template import ChatTemplate, Segment
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message
 
@@ -169,7 +170,7 @@ class TestSegments:
 
     @pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM, INST])
     def test_contents_that_hold_the_mark(self, template: str) -> None:
-        history = talk(f"user: {MARK}a{MARK}", "assistant: b", f"user: c{MARK}")
+        history = talk(f"user: {mark(0)}a{mark(0)}", "assistant: b", f"user: c{mark(1)}")
         assert "".join(text for _, text in rendered(template, history)) == whole(template, history)
         assert [m for m, _ in rendered(template, history) if m is not None] == [0, 1, 2]
 
