@@ -172,7 +172,7 @@ class Planner:
     ) -> Plan:
         tools, limit = request.use.shown, self._limit(request)
         fixed, context, lengths = self._measured(course, tools)
-        if max(*context, *lengths, 0) > limit - fixed:
+        if max((*context, *lengths), default=0) > limit - fixed:
             asked = request.messages if absorbs else request.messages[-1:]
             course = self._cut(course, limit - fixed, (*context, *lengths), asked)
             fixed, context, lengths = self._measured(course, tools)
