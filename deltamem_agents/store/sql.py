@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, delete, func, insert, make_url, select, update
@@ -166,8 +166,13 @@ class SQLStore(StateStore):
     def forget(self, name: str) -> None:
         """Deletes a session; see `StateStore.forget`.
 
-        In SQLite the bytes are overwritten, and the write-ahead log is emptied. PostgreSQL leaves both to its vacuum.
+        In SQLite the bytes are overwritten, and the write-ahead log is emptied; where a reader is in the way, a second
+        call does that. PostgreSQL leaves both to its vacuum.
         """
+        if self._sqlite and self.session(name) is None:
+            with self._turns, _translated(self._where):
+                if sqlite.finish(self._engine, name):
+                    return
         with self._transaction(self._writer) as connection:
             _lock(connection, alone=True)
             head = _head(connection, name, required=True)
@@ -179,7 +184,7 @@ class SQLStore(StateStore):
                 connection.execute(owned.values(session=bindparam("heir")), left)
         if self._sqlite:
             with self._turns, _translated(self._where):
-                sqlite.empty_wal(self._engine)
+                sqlite.empty_wal(self._engine, name)
 
     def prune(self, name: str, *, keep: int) -> int:
         """Deletes a line's old snapshots; see `StateStore.prune`."""
@@ -187,7 +192,11 @@ class SQLStore(StateStore):
         with self._transaction(self._writer) as connection:
             _lock(connection, alone=True)
             head = _head(connection, name, required=True)
-            return prune(connection, name, head, keep=keep)
+            pruned = prune(connection, name, head, keep=keep)
+        if self._sqlite:
+            with self._turns, _translated(self._where):
+                sqlite.finish(self._engine)
+        return pruned
 
     def close(self) -> None:
         """Ends the store; see `StateStore.close`."""
@@ -205,6 +214,9 @@ class SQLStore(StateStore):
         if found < LATEST:
             with self._transaction(self._writer) as connection:
                 migrate(connection)  # which looks again: another process may have been faster
+        if self._sqlite:
+            with suppress(sqlite3.Error):  # read-only
+                sqlite.finish(self._engine)
 
     @contextmanager
     def _transaction(self, engine: Engine) -> Iterator[Connection]:
