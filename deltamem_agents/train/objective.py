@@ -37,7 +37,7 @@ from deltamem_agents.train.recipe import Recipe
 from deltamem_agents.train.unrelated import Unrelated, beginning, plain_prose, plain_replies
 from deltamem_agents.train.writing import Written, write_memories
 
-PASSAGES = 256
+PASSAGES = 96
 """How much prose is sampled to read with a memory."""
 
 
@@ -211,7 +211,7 @@ class Objective:
         """What must not change: prompts with their replies, and prose (True)."""
         if not self._unrelated:
             model, template, seed = self.model, self.template, self.recipe.seed
-            prose = plain_prose(model, template, count=PASSAGES, seed=seed) if self.recipe.prose else []
+            prose = plain_prose(model, template, count=PASSAGES, seed=seed, length=64) if self.recipe.prose else []
             prompts = plain_replies(model, template, self.data, prose=prose[: len(prose) // 2], seed=seed)
             passages = [Unrelated(None, beginning(template.tokenizer, text, PASSAGE)) for text in prose]
             self._unrelated = {False: prompts, True: passages or prompts}
