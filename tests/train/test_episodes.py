@@ -232,6 +232,7 @@ def test_what_is_my_sister_to_the_user_is_your_sister_in_the_answer() -> None:
         ("where I am going with my dog", "where you are going with your dog"),
         ("who stands in for me", "who stands in for you"),
         ("My sister", "Your sister"),
+        ("which locker is mine", "which locker is yours"),
         ("what our server is called", "what your server is called"),
     ],
 )
