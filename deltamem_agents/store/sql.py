@@ -23,8 +23,8 @@ from deltamem_agents.store.checks import (
     taken_id,
     unknown_session,
 )
-from deltamem_agents.store.deleting import delete_snapshots, prune
-from deltamem_agents.store.lines import ancestry, heirs, of_thread, on_line, own
+from deltamem_agents.store.deleting import delete_snapshots, erase, prune
+from deltamem_agents.store.lines import ancestry, heirs, of_thread, on_line, own, through
 from deltamem_agents.store.migrations import LATEST, migrate, version
 from deltamem_agents.store.reading import find, keyed, known, load, place_of, require, turns_of
 from deltamem_agents.store.records import SessionInfo, Snapshot, age
@@ -180,6 +180,22 @@ class SQLStore(StateStore):
         if self._sqlite:
             with self._turns, _translated(self._where):
                 sqlite.empty_wal(self._engine)
+
+    def through(self, id: str) -> list[str]:
+        """Lists the sessions that go through a snapshot; see `StateStore.through`."""
+        with self._transaction(self._engine) as connection:
+            return through(connection, id)
+
+    def erase(self, name: str, ids: Collection[str]) -> int:
+        """Deletes what a session has left; see `StateStore.erase`. The bytes go as in `forget`."""
+        with self._transaction(self._writer) as connection:
+            _lock(connection, alone=True)
+            head = _head(connection, name, required=True)
+            gone = erase(connection, name, head, ids)
+        if self._sqlite:
+            with self._turns, _translated(self._where):
+                sqlite.empty_wal(self._engine)
+        return gone
 
     def prune(self, name: str, *, keep: int) -> int:
         """Deletes a line's old snapshots; see `StateStore.prune`."""
