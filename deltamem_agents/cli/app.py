@@ -10,6 +10,7 @@ from deltamem_agents.cli.chat import chat
 from deltamem_agents.cli.console import show_error
 from deltamem_agents.cli.demo import demo
 from deltamem_agents.cli.pull import pull
+from deltamem_agents.cli.serve import serve
 from deltamem_agents.cli.train import train
 from deltamem_agents.errors import DeltaMemError
 
@@ -39,6 +40,7 @@ def deltamem(
 
 
 app.command()(chat)
+app.command()(serve)
 app.add_typer(sessions.app, name="sessions")
 app.command()(pull)
 app.command()(demo)

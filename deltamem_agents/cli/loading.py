@@ -7,11 +7,14 @@ from deltamem_agents.cli.console import err
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
+    from deltamem_agents.store import StateStore
 
 BUNDLED = "bundled"
 
 
-def load_engine(model: str, *, adapter: str | None, store: str | None, recent_messages: int = 8) -> "DeltaMemEngine":
+def load_engine(
+    model: str, *, adapter: str | None, store: "StateStore | str | None", recent_messages: int = 8, max_batch: int = 16
+) -> "DeltaMemEngine":
     """Loads a model with its adapter and opens a store; see `DeltaMemEngine.from_pretrained`.
 
     Raises:
@@ -27,4 +30,6 @@ def load_engine(model: str, *, adapter: str | None, store: str | None, recent_me
         from deltamem_agents.engine import DeltaMemEngine
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        return DeltaMemEngine.from_pretrained(model, adapter=adapter, store=store, recent_messages=recent_messages)
+        return DeltaMemEngine.from_pretrained(
+            model, adapter=adapter, store=store, recent_messages=recent_messages, max_batch=max_batch
+        )
