@@ -8,7 +8,17 @@ if TYPE_CHECKING:
     from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
     from deltamem_agents.backbone.tools import Tool, ToolUse
     from deltamem_agents.config import DeltaMemConfig, Role
-    from deltamem_agents.engine import DeltaMemEngine, MemoryMode, MemoryView, Session, Transcript, Turn, Usage
+    from deltamem_agents.engine import (
+        DeltaMemEngine,
+        Engine,
+        MemoryMode,
+        MemoryView,
+        Recollection,
+        Session,
+        Transcript,
+        Turn,
+        Usage,
+    )
     from deltamem_agents.errors import (
         AdapterError,
         BackboneError,
@@ -52,6 +62,7 @@ __all__ = [
     "DeltaMemError",
     "DeltaMemModel",
     "DeltaMemOutput",
+    "Engine",
     "Entry",
     "FingerprintError",
     "GenerationError",
@@ -63,6 +74,7 @@ __all__ = [
     "Message",
     "MessageError",
     "MessageLike",
+    "Recollection",
     "Role",
     "SQLStore",
     "Session",
@@ -109,8 +121,10 @@ _HOMES = {
     ),
     "engine": (
         "DeltaMemEngine",
+        "Engine",
         "MemoryMode",
         "MemoryView",
+        "Recollection",
         "Session",
         "Transcript",
         "Turn",

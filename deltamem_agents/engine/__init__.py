@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deltamem_agents.engine.engine import DeltaMemEngine
     from deltamem_agents.engine.inspection import MemoryView
-    from deltamem_agents.engine.records import MemoryMode, Transcript, Turn, Usage
-    from deltamem_agents.engine.session import Session
+    from deltamem_agents.engine.records import MemoryMode, Recollection, Transcript, Turn, Usage
+    from deltamem_agents.engine.session import Engine, Session
 
-__all__ = ["DeltaMemEngine", "MemoryMode", "MemoryView", "Session", "Transcript", "Turn", "Usage"]
+__all__ = [
+    "DeltaMemEngine",
+    "Engine",
+    "MemoryMode",
+    "MemoryView",
+    "Recollection",
+    "Session",
+    "Transcript",
+    "Turn",
+    "Usage",
+]
 
-_HOMES = {"DeltaMemEngine": "engine", "MemoryView": "inspection", "Session": "session"}
+_HOMES = {"DeltaMemEngine": "engine", "Engine": "session", "MemoryView": "inspection", "Session": "session"}
 
 
 def __getattr__(name: str) -> object:

@@ -77,6 +77,11 @@ class Scheduler:
                 self._awake = True
             self._waiting += jobs
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many jobs are under way, and how many wait."""
+        return len(self._running), len(self._waiting)
+
     def close(self) -> None:
         """Finishes what is queued and ends the thread."""
         if os.getpid() != self._process:  # the thread is another process's

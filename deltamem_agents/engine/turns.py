@@ -96,6 +96,8 @@ class TurnRunner:
         self.ends = ends
         self.fingerprint, self.transcript, self.cache_bytes = fingerprint, transcript, cache_bytes
         self.keep_snapshots, self.calls = keep_snapshots, calls
+        self.cold_replays = 0  # turns of known sessions without a KV cache to go on from
+        self.conflicts = 0  # commits that somebody else was faster than
         self._warm: OrderedDict[str, _Warm] = OrderedDict()
 
     def prepare(self, request: Request) -> Prepared:
@@ -106,6 +108,7 @@ class TurnRunner:
         assert rendered.opening is not None
         ids = rendered.ids
         warm = self._take_warm(request, plan, ids[:-1])  # the last token is fed in any case, for its logits
+        self.cold_replays += warm is None and plan.base is not None
         row = warm.row if warm else Row(self._start_state(plan))
         cached = len(row.ids)
         row, logits = feed(self.model, row, remainder(rendered.pieces, cached))
@@ -154,7 +157,8 @@ class TurnRunner:
         elif prepared.warm is not None:
             self._give_back(prepared.warm, lane.row)
         usage = Usage(prepared.prompt_tokens, len(lane.stream.ids), prepared.cached_tokens)
-        return Turn(reply, usage, lane.finish_reason, snapshot, request.session)
+        logprobs = None if request.options.logprobs is None else tuple(lane.logprobs)
+        return Turn(reply, usage, lane.finish_reason, snapshot, request.session, logprobs)
 
     def absorb(self, request: Request) -> str:
         """Writes messages into a session without a reply; gives the id of the snapshot that holds them."""
@@ -251,6 +255,7 @@ class TurnRunner:
     def _commit_on_new_head(self, request: Request, lost: Plan, *, id: str, reply: Message | None = None) -> str:
         """After losing a race: replays what was said, reply included, on the new head, until it is in."""
         for _ in range(ATTEMPTS):
+            self.conflicts += 1
             plan = self.planner.continuation(request, lost)
             if (done := self._absorbed(request, plan)) is not None:
                 return done
@@ -301,4 +306,3 @@ class TurnRunner:
         self._warm[warm.session] = warm
         while sum(w.row.cache_bytes for w in self._warm.values()) > self.cache_bytes:
             self._warm.popitem(last=False)
-

@@ -18,6 +18,7 @@ from transformers import (
 
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.generation.constraints import Constraint
+from deltamem_agents.generation.logprobs import TokenLogprob, token_logprob
 from deltamem_agents.generation.options import GenerationOptions
 from deltamem_agents.generation.rows import Batch, Row, can_batch
 
@@ -130,6 +131,8 @@ class Lane:
     finish_reason: FinishReason | None = None
     constraint: Constraint | None = None
     """What the reply is held to; none: any text."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the tokens so far, where the options ask for them."""
 
     def __post_init__(self) -> None:
         """Makes the sampler."""
@@ -140,14 +143,15 @@ class Lane:
         if self.cancelled():
             self.finish_reason = "cancelled"
             return None
-        if self.constraint is not None:
-            logits = self.constraint.mask(logits)
-        chosen, token = self.sampler.choose(ids, logits), None
+        allowed = logits if self.constraint is None else self.constraint.mask(logits)
+        chosen, token = self.sampler.choose(ids, allowed), None
         if chosen in ends:
             self.finish_reason = "stop"
         elif (token := self._take(chosen)) is None:
             self.finish_reason = "length"
         else:
+            if (top := self.options.logprobs) is not None:
+                self.logprobs.append(token_logprob(self.stream.tokenizer, logits, token, top=top))
             self._show(self.stream.push(token))
             if self.stream.stopped:
                 self.finish_reason = "stop"

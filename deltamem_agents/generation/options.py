@@ -27,6 +27,8 @@ class GenerationOptions(BaseModel):
     """Makes sampling repeatable."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """The reply ends before the first of these strings, also in the middle of JSON."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Also give the log-probability of each token, and of this many most probable others."""
     response_format: ResponseFormat | None = None
     """What the whole reply must be: `{"type": "json_object"}`, `{"type": "json_schema", "json_schema": {"schema": …}}`,
     `{"type": "regex", "regex": …}` or `{"type": "lark", "grammar": …}`; None or `{"type": "text"}`: any text."""

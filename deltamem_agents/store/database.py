@@ -63,11 +63,11 @@ class Database:
 
         return self._run(self._writer, locked)
 
-    def scrub(self, deleted: str) -> None:
-        """SQLite: moves what was deleted off the disk."""
+    def scrub(self, deleted: str, *, later: str) -> None:
+        """SQLite: moves what was deleted off the disk; where a reader is in the way, the error says what to do later."""
         if self._sqlite:
             with self._turns, _translated(self._where):
-                sqlite.empty_wal(self._reader, deleted)
+                sqlite.empty_wal(self._reader, deleted, later=later)
 
     def finish_deletion(self, deleted: str | None = None) -> bool:
         """SQLite: ends deletions that a reader was in the way of; whether `deleted` was one. None: nobody waits."""

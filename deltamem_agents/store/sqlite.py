@@ -94,7 +94,7 @@ _UNFINISHED = "unfinished deletion "
 """The beginning of keys in our table of settings; the rest is the hash of what was deleted."""
 
 
-def empty_wal(engine: Engine, deleted: str = "") -> None:
+def empty_wal(engine: Engine, deleted: str, *, later: str = "forget the session once more") -> None:
     """Moves the log into the database and cuts it to nothing, so that what was deleted is on disk no more.
 
     Where a reader holds it, that is noted in the database, and whoever deletes something, opens the database or asks
@@ -103,6 +103,7 @@ def empty_wal(engine: Engine, deleted: str = "") -> None:
     Args:
         engine: of the database.
         deleted: what was deleted.
+        later: what ends it when no reader is in the way any more.
     """
     with closing(engine.raw_connection()) as connection:
         if _cut(connection):
@@ -110,8 +111,8 @@ def empty_wal(engine: Engine, deleted: str = "") -> None:
         key = _UNFINISHED + _hash(deleted)
         _rows(connection, "INSERT OR REPLACE INTO deltamem_meta VALUES (?, 'yes')", key)
     raise StoreError(
-        f"the session is deleted, but its bytes are still in {engine.url.database}-wal, which a reader holds open: "
-        "they go when the last reader is done and the store is closed, or when you forget the session once more"
+        f"what you name is deleted, but its bytes are still in {engine.url.database}-wal, which a reader holds open: "
+        f"they go when the last reader is done and the store is closed, or when you {later}"
     )
 
 

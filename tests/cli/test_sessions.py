@@ -102,9 +102,9 @@ def test_logs_what_was_left(filled: Saved) -> None:
 def test_logs_texts_and_whether_they_were_written(filled: Saved) -> None:
     result = filled.sessions("log", "alice", "--texts")
 
-    assert row(result.stdout, "My dog is called Rex.").split()[:2] == ["user", "written"]
-    assert row(result.stdout, "I [bold]love[/bold] him.").split()[:2] == ["user", "written"]
-    assert row(result.stdout, "Rex was fed.").split()[:2] == ["tool", "written"]
+    assert row(result.stdout, "My dog is called Rex.").split()[1:3] == ["user", "written"]
+    assert row(result.stdout, "I [bold]love[/bold] him.").split()[1:3] == ["user", "written"]
+    assert row(result.stdout, "Rex was fed.").split()[1:3] == ["tool", "written"]
     replies = [line for line in result.stdout.splitlines() if "assistant" in line]
     assert len(replies) == 2
     assert not any("written" in line for line in replies)

@@ -392,6 +392,35 @@ def test_fork_of_a_session_without_a_head(store: StateStore, child: Child) -> No
 # Deleting
 
 
+def test_through_lists_the_sessions_that_go_on_from_a_snapshot(store: StateStore, child: Child) -> None:
+    first, second = grow(store, child, "alice", 2)
+    store.fork("alice", "bob", at=first.id)
+    assert store.through(first.id) == ["alice", "bob"]
+    assert store.through(second.id) == ["alice"]
+    assert store.through("nowhere") == []
+
+
+def test_erase_deletes_what_was_left_and_all_that_continues_it(store: StateStore, child: Child) -> None:
+    first, second, third = grow(store, child, "alice", 3)
+    store.fork("alice", "bob", at=second.id)
+    theirs = child(second, "bob", "text of bob")
+    store.commit("bob", theirs, expected=second.id)
+    with pytest.raises(SessionError, match=f"'{second.id}' cannot be deleted: the line of session 'alice'"):
+        store.erase("alice", [second.id])
+    store.move_head("alice", first.id, expected=third.id)
+    with pytest.raises(SessionError, match="the line of session 'bob' goes through it"):
+        store.erase("alice", [third.id, second.id])
+    assert [turn.id for turn in store.log("alice")] == [first.id, second.id, third.id]  # nothing was changed
+    store.move_head("bob", first.id, expected=theirs.id)
+    assert store.erase("alice", [second.id]) == 3
+    assert [turn.id for turn in store.log("alice")] == [first.id]
+    assert [turn.id for turn in store.log("bob")] == [first.id]
+    with pytest.raises(SessionError, match="'elsewhere' is not one of session 'alice'"):
+        store.erase("alice", ["elsewhere"])
+    with pytest.raises(SessionNotFoundError):
+        store.erase("nobody", [])
+
+
 def test_forget_deletes_what_nobody_else_needs(store: StateStore, child: Child) -> None:
     line = grow(store, child, "alice", 3)
     store.fork("alice", "bob", at=line[1].id)

@@ -303,6 +303,22 @@ def test_forget_says_when_a_reader_holds_the_log(path: Path, child: Child) -> No
         reader.execute("ROLLBACK")
 
 
+def test_erase_says_when_a_reader_holds_the_log_and_the_next_one_ends_it(path: Path, child: Child) -> None:
+    with SQLStore(path, timeout=0.05) as store:
+        first, secret, other = (child(None, "alice", text) for text in ("a", "the secret", "b"))
+        for turn in (first, secret, other):
+            store.commit("alice", turn, expected=None)
+            store.move_head("alice", None, expected=turn.id)
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM deltamem_entries").fetchall()
+            with pytest.raises(StoreError, match=r"still in .*-wal.* or when you delete anything else from it"):
+                store.erase("alice", [secret.id])
+        assert store.erase("alice", [other.id]) == 1
+        assert [turn.id for turn in store.log("alice")] == [first.id]
+        assert b"the secret" not in path.read_bytes() + path.with_name("store.db-wal").read_bytes()
+
+
 def test_a_second_forget_ends_what_a_reader_was_in_the_way_of(path: Path, child: Child) -> None:
     secret = "the secret is 4711"
     with SQLStore(path, timeout=0.05) as store:
