@@ -125,8 +125,8 @@ class ChatDeltaMem(SessionChatModel):
             tool_choice: None or "auto": the model decides. "any", "required" or True: the reply is a call of any tool.
                 A tool's name, or OpenAI's dict with one: a call of that tool. "none" or False: no call.
             parallel_tool_calls: False: a reply holds one call at most.
-            strict: True: all properties of the tools are required, and there are no others; of a `response_format`:
-                keywords that cannot be enforced are an error.
+            strict: True: all properties are required, there are no others, and what cannot be enforced of a schema,
+                such as look-around in patterns, is an error. None: it is let pass, with a warning. False: without.
             response_format: what a reply that calls no tool must be: a pydantic class, a dataclass, a TypedDict, or
                 OpenAI's dict.
             **kwargs: further keywords of the calls.
@@ -154,10 +154,10 @@ class ChatDeltaMem(SessionChatModel):
             schema: a pydantic class or a dataclass, of which the objects are then, or a TypedDict or JSON schema:
                 dicts. None: any JSON object, with "json_mode".
             method: "function_calling": a forced call of one tool. "json_schema": the reply's text is held to the
-                schema. "json_mode": the same, but what cannot be enforced of a schema is let pass. In each case the
+                schema. "json_mode": the same, without a word about what cannot be enforced of it. In each case the
                 prompt shows the schema and its descriptions, and nothing of that is written into memory.
             include_raw: give `{"raw": message, "parsed": object, "parsing_error": error}` and never fail in parsing.
-            strict: True: all properties are required, and there are no others.
+            strict: True: all properties are required, there are no others, and what cannot be enforced is an error.
             **kwargs: further keywords of the calls.
 
         Raises:

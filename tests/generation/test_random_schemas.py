@@ -54,7 +54,9 @@ def test_structured_replies(model: DeltaMemModel, count: int) -> None:
             jsonschema.validate(json.loads(one.stream.text), schema)
 
 
-@pytest.mark.parametrize("format", [{"type": "json_object"}, schema_format({"type": "object", "properties": {"v": {}}})])
+@pytest.mark.parametrize(
+    "format", [{"type": "json_object"}, schema_format({"type": "object", "properties": {"v": {}}, "required": ["v"]})]
+)
 def test_any_json_is_finite(model: DeltaMemModel, format: dict[str, object]) -> None:
     rng = random.Random(2)
     ((_, *cases),) = rounds(TOGETHER, rng)
