@@ -8,7 +8,18 @@ if TYPE_CHECKING:
     from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
     from deltamem_agents.backbone.tools import Tool, ToolUse
     from deltamem_agents.config import DeltaMemConfig, Role
-    from deltamem_agents.engine import DeltaMemEngine, MemoryMode, MemoryView, Session, Transcript, Turn, Usage
+    from deltamem_agents.engine import (
+        DeltaMemEngine,
+        MemoryMode,
+        MemoryView,
+        Session,
+        Transcript,
+        Turn,
+        Usage,
+        located_model,
+        located_store,
+        shared_engine,
+    )
     from deltamem_agents.errors import (
         AdapterError,
         BackboneError,
@@ -87,6 +98,9 @@ __all__ = [
     "check_tool_messages",
     "export_session",
     "import_session",
+    "located_model",
+    "located_store",
+    "shared_engine",
 ]
 
 _HOMES = {
@@ -115,6 +129,9 @@ _HOMES = {
         "Transcript",
         "Turn",
         "Usage",
+        "located_model",
+        "located_store",
+        "shared_engine",
     ),
     "errors": (
         "AdapterError",

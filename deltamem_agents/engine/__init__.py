@@ -8,10 +8,23 @@ if TYPE_CHECKING:
     from deltamem_agents.engine.inspection import MemoryView
     from deltamem_agents.engine.records import MemoryMode, Transcript, Turn, Usage
     from deltamem_agents.engine.session import Session
+    from deltamem_agents.engine.sharing import located_model, located_store, shared_engine
 
-__all__ = ["DeltaMemEngine", "MemoryMode", "MemoryView", "Session", "Transcript", "Turn", "Usage"]
+__all__ = [
+    "DeltaMemEngine",
+    "MemoryMode",
+    "MemoryView",
+    "Session",
+    "Transcript",
+    "Turn",
+    "Usage",
+    "located_model",
+    "located_store",
+    "shared_engine",
+]
 
 _HOMES = {"DeltaMemEngine": "engine", "MemoryView": "inspection", "Session": "session"}
+_HOMES |= dict.fromkeys(("located_model", "located_store", "shared_engine"), "sharing")
 
 
 def __getattr__(name: str) -> object:
