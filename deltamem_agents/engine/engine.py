@@ -251,8 +251,7 @@ class DeltaMemEngine:
             ConfigError: a tool is described badly.
         """
         shown, use = as_messages(messages), ToolUse.parse(tools)
-        rendered = self._writer.render(shown, (), write=False, tools=use.shown)
-        return len(rendered.ids) + len(self._writer.opening(shown, tools=use.shown).ids)
+        return len(self._writer.render(shown, (), write=False, tools=use.shown, opened=True).ids)
 
     def batch(
         self,

@@ -96,8 +96,7 @@ class Reader:
 
     def _pieces(self, asking: Asking) -> list[Piece]:
         write = asking.state is not None
-        rendered = self._writer.render(asking.shown, asking.spoken, write=write)
-        return [*rendered.pieces, self._writer.opening((*asking.shown, *asking.spoken), write=write)]
+        return list(self._writer.render(asking.shown, asking.spoken, write=write, opened=True).pieces)
 
     def _state(self, asking: Asking) -> MemoryState:
         return self._model.zero_state() if asking.state is None else asking.state
