@@ -24,7 +24,7 @@ from deltamem_agents import (
     shared_engine,
 )
 from langchain_deltamem.calls import EngineCall
-from langchain_deltamem.errors import langchain_errors
+from langchain_deltamem.errors import check_open, langchain_errors
 from langchain_deltamem.messages import to_engine
 from langchain_deltamem.profiles import model_profile
 from langchain_deltamem.sessions import SessionChatModel
@@ -122,7 +122,7 @@ class ChatDeltaMem(SessionChatModel):
 
     def get_engine(self) -> DeltaMemEngine:
         """The engine behind this model, loaded at the first call and shared with models that ask for the same one."""
-        return self._shared(self.model, self.adapter) if self.engine is None else self.engine
+        return self._shared(self.model, self.adapter) if self.engine is None else check_open(self.engine)
 
     def bind_tools(
         self,
@@ -323,7 +323,7 @@ class ChatDeltaMem(SessionChatModel):
 
     async def _aengine_for(self, call: EngineCall) -> DeltaMemEngine:
         if self.engine is not None and self._is_own(call):
-            return self.engine
+            return self.get_engine()
         return await asyncio.to_thread(self._engine_for, call)  # it may have to be loaded
 
     def _shared(self, model: str, adapter: str | None) -> DeltaMemEngine:

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any, Literal, Self, cast
+from uuid import UUID
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -25,6 +26,7 @@ from pydantic import ConfigDict, Field, model_validator
 from deltamem_agents import ConfigError, DeltaMemEngine, GenerationOptions, StateStore, Turn, located_model
 from llama_index_deltamem.calls import EngineCall, as_completion, check_memory
 from llama_index_deltamem.engines import find_engine, load_engine, register_engine
+from llama_index_deltamem.messages import session_name
 from llama_index_deltamem.sessions import STATE_ALONE, Reading, reading_of, reading_of_session, reading_of_step
 from llama_index_deltamem.structured import StructuredStreams
 
@@ -100,6 +102,8 @@ class DeltaMemLLM(StructuredStreams):
                 model_kwargs=data.get("model_kwargs"),
                 name=data.get("engine_id"),
             )
+        if data.get("session_id") is not None:
+            data["session_id"] = session_name(data["session_id"])
         if "max_tokens" in data:
             data.setdefault("max_new_tokens", data.pop("max_tokens"))
         super().__init__(**data)
@@ -134,9 +138,9 @@ class DeltaMemLLM(StructuredStreams):
             model_name=self._model_name,
         )
 
-    def with_session(self, session_id: str) -> Self:
+    def with_session(self, session_id: str | int | UUID) -> Self:
         """This LLM, on the same engine, bound to a session."""
-        return self.model_copy(update={"session_id": session_id})
+        return self.model_copy(update={"session_id": session_name(session_id)})
 
     # --- the eight calls
 
@@ -259,7 +263,7 @@ class DeltaMemLLM(StructuredStreams):
         if mode == "off":
             return Reading(None)
         if kwargs.get("session_id") is not None:
-            return reading_of_session(kwargs["session_id"], engine_id=self.engine_id, thread=kwargs.get("thread"))
+            return reading_of_session(session_name(kwargs["session_id"]), engine_id=self.engine_id, thread=kwargs.get("thread"))
         return reading_of(messages, engine_id=self.engine_id, bound=self.session_id)
 
     def _parsed(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], reading: Reading) -> EngineCall:

@@ -72,7 +72,7 @@ def put_away(about: Dossier) -> str:
 
 @pytest.fixture
 def talkers(engine: DeltaMemEngine) -> list[ChatDeltaMem]:
-    return [ChatDeltaMem(engine=engine, max_new_tokens=90, temperature=1.0, seed=seed) for seed in range(2)]
+    return [ChatDeltaMem(engine=engine, max_new_tokens=170, temperature=1.0, seed=seed) for seed in range(2)]
 
 
 @pytest.mark.parametrize("method", METHODS)
