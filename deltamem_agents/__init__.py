@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         Transcript,
         Turn,
         Usage,
+        located_model,
+        located_store,
+        shared_engine,
     )
     from deltamem_agents.errors import (
         AdapterError,
@@ -99,6 +102,9 @@ __all__ = [
     "check_tool_messages",
     "export_session",
     "import_session",
+    "located_model",
+    "located_store",
+    "shared_engine",
 ]
 
 _HOMES = {
@@ -129,6 +135,9 @@ _HOMES = {
         "Transcript",
         "Turn",
         "Usage",
+        "located_model",
+        "located_store",
+        "shared_engine",
     ),
     "errors": (
         "AdapterError",

@@ -91,6 +91,9 @@ class Message(BaseModel):
     """The tool that a tool's message is from."""
     snapshot: str | None = None
     """The snapshot that this reply was committed with, as its `Turn` gave it."""
+    absorb: bool = True
+    """False: it is shown where it stands and kept in the session, but never written: what a program says in the user's
+    name."""
     cut: int | None = Field(None, ge=0)
     """Of a message that is longer than the context, the model is shown so many characters; set by the engine."""
 

@@ -12,6 +12,11 @@ from deltamem_agents.errors import BackboneError, UnsupportedArchitectureError
 
 BUNDLED = "bundled"
 """The name under which the bundled backbone goes wherever a model is asked for."""
+WHERE_FROM = (
+    "cache_dir code_revision force_download gguf_file local_files_only proxies revision subfolder token "
+    "trust_remote_code"
+).split()
+"""Options of transformers that say where files come from: a model and its tokenizer come from the same place."""
 
 
 def load_backbone(
@@ -28,7 +33,8 @@ def load_backbone(
         device: where to put it; None: on a GPU if there is one, unless `model_kwargs` say how it is placed.
         dtype: of the weights; "auto" takes the checkpoint's own.
         model_kwargs: anything else `AutoModelForCausalLM.from_pretrained` takes, such as `device_map` or
-            `quantization_config`.
+            `quantization_config`. What says where the files come from, such as `revision`, `subfolder` or `token`,
+            counts for the tokenizer too.
 
     Raises:
         BackboneError: there is no such model, it cannot be loaded, or weights are missing in it.
@@ -54,7 +60,7 @@ def load_backbone(
             "would be random: expected a complete checkpoint of a causal LM; check the folder's files"
         )
     try:
-        return backbone, AutoTokenizer.from_pretrained(path)
+        return backbone, AutoTokenizer.from_pretrained(path, **{k: v for k, v in options.items() if k in WHERE_FROM})
     except Exception as error:
         raise _unloadable(model, "tokenizer", error) from error
 

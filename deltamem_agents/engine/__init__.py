@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from deltamem_agents.engine.inspection import MemoryView
     from deltamem_agents.engine.records import MemoryMode, Recollection, Transcript, Turn, Usage
     from deltamem_agents.engine.session import Engine, Session
+    from deltamem_agents.engine.sharing import located_model, located_store, shared_engine
 
 __all__ = [
     "DeltaMemEngine",
@@ -19,9 +20,13 @@ __all__ = [
     "Transcript",
     "Turn",
     "Usage",
+    "located_model",
+    "located_store",
+    "shared_engine",
 ]
 
 _HOMES = {"DeltaMemEngine": "engine", "Engine": "session", "MemoryView": "inspection", "Session": "session"}
+_HOMES |= dict.fromkeys(("located_model", "located_store", "shared_engine"), "sharing")
 
 
 def __getattr__(name: str) -> object:

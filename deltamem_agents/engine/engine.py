@@ -106,6 +106,7 @@ class DeltaMemEngine(Engine):
         self.store = open_store(store)
         runner = self._runner_on(self.store, cache_bytes=cache_bytes)
         self._service = TurnService(runner, max_batch=max_batch)
+        self._closed = False
 
     @classmethod
     def from_pretrained(
@@ -315,8 +316,14 @@ class DeltaMemEngine(Engine):
 
     def close(self) -> None:
         """Finishes queued work and closes the store. The engine cannot be used afterwards."""
+        self._closed = True
         self._service.close()
         self.store.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
 
     # --- inside
 

@@ -51,7 +51,7 @@ class PromptWriter:
         pieces, lengths = [], [0] * len(messages)
         for segment in self.template.render(messages, tools, opened=opened):
             on = write and segment.message is not None and segment.message >= len(shown)
-            on = on and messages[segment.message or 0].role in self._roles
+            on = on and self.writes(messages[segment.message or 0])
             pieces.append(Piece(segment.ids, on, self._spans(segment.ids) if on and self.config.spans else None))
             if segment.message is not None:
                 lengths[segment.message] += len(segment.ids)
@@ -65,8 +65,8 @@ class PromptWriter:
         return "assistant" in self._roles and not self.config.spans
 
     def writes(self, message: Message) -> bool:
-        """Whether a spoken message of this role goes into the memory."""
-        return message.role in self._roles
+        """Whether a spoken message goes into the memory."""
+        return message.absorb and message.role in self._roles
 
     @property
     def _roles(self) -> Collection[str]:

@@ -12,19 +12,26 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
 
-from deltamem_agents import DeltaMemEngine, GenerationOptions, StateStore, Turn
+from deltamem_agents import (
+    DeltaMemEngine,
+    GenerationOptions,
+    StateStore,
+    Turn,
+    located_model,
+    located_store,
+    shared_engine,
+)
 from langchain_deltamem.calls import EngineCall
-from langchain_deltamem.engines import shared_engine
-from langchain_deltamem.errors import langchain_errors
+from langchain_deltamem.errors import check_open, langchain_errors
 from langchain_deltamem.messages import to_engine
 from langchain_deltamem.profiles import model_profile
 from langchain_deltamem.sessions import SessionChatModel
 from langchain_deltamem.structured import Method, Schema, checked_format, parser, schema_keywords, with_raw
 from langchain_deltamem.tools import ToolLike, engine_tools, tool_keywords
 
-ENGINE = ("model", "adapter", "store", "device", "dtype")
+ENGINE = ("model", "adapter", "store", "device", "dtype", "model_kwargs")
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 REMOTE = ("api_key", "base_url", "max_retries", "timeout")
 """LangChain's standard parameters that a model in this process has no use for."""
@@ -53,7 +60,7 @@ class ChatDeltaMem(SessionChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     model: str = "bundled"
-    """"bundled", a folder, or a hub id of a causal LM."""
+    """"bundled", a folder, or a hub id of a causal LM. Paths are meant from where the model is made."""
     adapter: str | None = None
     """Folder or hub id of a δ-mem adapter; None takes the default one, which exists for the bundled model."""
     store: StateStore | Path | str | None = Field(default=None, exclude=True, repr=False)
@@ -62,8 +69,10 @@ class ChatDeltaMem(SessionChatModel):
     """Where to put the model."""
     dtype: str = "auto"
     """Of the backbone's weights."""
+    model_kwargs: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
+    """Anything else transformers' `from_pretrained` takes, such as `revision`, `token` or `quantization_config`."""
     engine: DeltaMemEngine | None = Field(default=None, exclude=True, repr=False)
-    """An engine to use; then model, adapter, store, device and dtype are its own."""
+    """An engine to use; then model, adapter, store, device, dtype and model_kwargs are its own."""
 
     recent_messages: int | None = Field(default=None, ge=0)
     """How many recent messages are also in the prompt, at least; None takes the engine's. 0: the memory alone."""
@@ -92,6 +101,16 @@ class ChatDeltaMem(SessionChatModel):
             warnings.warn(text, UserWarning, stacklevel=3)
         return {name: value for name, value in values.items() if name not in REMOTE}
 
+    @field_validator("model", "adapter")
+    @classmethod
+    def _located(cls, name: str | None) -> str | None:
+        return None if name is None else located_model(name)
+
+    @field_validator("store")
+    @classmethod
+    def _located_store(cls, store: StateStore | Path | str | None) -> StateStore | str | None:
+        return None if store is None else located_store(store)
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         fields = type(self).model_fields
@@ -103,9 +122,7 @@ class ChatDeltaMem(SessionChatModel):
 
     def get_engine(self) -> DeltaMemEngine:
         """The engine behind this model, loaded at the first call and shared with models that ask for the same one."""
-        if self.engine is not None:
-            return self.engine
-        return shared_engine(self.model, self.adapter, self.store, self.device, self.dtype)
+        return self._shared(self.model, self.adapter) if self.engine is None else check_open(self.engine)
 
     def bind_tools(
         self,
@@ -125,8 +142,8 @@ class ChatDeltaMem(SessionChatModel):
             tool_choice: None or "auto": the model decides. "any", "required" or True: the reply is a call of any tool.
                 A tool's name, or OpenAI's dict with one: a call of that tool. "none" or False: no call.
             parallel_tool_calls: False: a reply holds one call at most.
-            strict: True: all properties of the tools are required, and there are no others; of a `response_format`:
-                keywords that cannot be enforced are an error.
+            strict: True: all properties are required, there are no others, and what cannot be enforced of a schema,
+                such as look-around in patterns, is an error. None: it is let pass, with a warning. False: without.
             response_format: what a reply that calls no tool must be: a pydantic class, a dataclass, a TypedDict, or
                 OpenAI's dict.
             **kwargs: further keywords of the calls.
@@ -154,10 +171,10 @@ class ChatDeltaMem(SessionChatModel):
             schema: a pydantic class or a dataclass, of which the objects are then, or a TypedDict or JSON schema:
                 dicts. None: any JSON object, with "json_mode".
             method: "function_calling": a forced call of one tool. "json_schema": the reply's text is held to the
-                schema. "json_mode": the same, but what cannot be enforced of a schema is let pass. In each case the
+                schema. "json_mode": the same, without a word about what cannot be enforced of it. In each case the
                 prompt shows the schema and its descriptions, and nothing of that is written into memory.
             include_raw: give `{"raw": message, "parsed": object, "parsing_error": error}` and never fail in parsing.
-            strict: True: all properties are required, and there are no others.
+            strict: True: all properties are required, there are no others, and what cannot be enforced is an error.
             **kwargs: further keywords of the calls.
 
         Raises:
@@ -302,13 +319,23 @@ class ChatDeltaMem(SessionChatModel):
     def _engine_for(self, call: EngineCall) -> DeltaMemEngine:
         if self._is_own(call):
             return self.get_engine()
-        store = self.store if self.engine is None else self.engine.store
-        return shared_engine(call.model, call.adapter, store, self.device, self.dtype)
+        return self._shared(call.model, call.adapter)
 
     async def _aengine_for(self, call: EngineCall) -> DeltaMemEngine:
         if self.engine is not None and self._is_own(call):
-            return self.engine
+            return self.get_engine()
         return await asyncio.to_thread(self._engine_for, call)  # it may have to be loaded
+
+    def _shared(self, model: str, adapter: str | None) -> DeltaMemEngine:
+        with langchain_errors():
+            return shared_engine(
+                model,
+                adapter=adapter,
+                store=self.store if self.engine is None else self.engine.store,
+                device=self.device,
+                dtype=self.dtype,
+                model_kwargs=self.model_kwargs,
+            )
 
     def _is_own(self, call: EngineCall) -> bool:
         return (call.model, call.adapter) == (self._model_name, self.adapter)

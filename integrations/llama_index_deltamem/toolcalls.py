@@ -1,0 +1,47 @@
+"""The tool calls of past messages: as blocks, or as LLMs of other makers leave them in `additional_kwargs`."""
+
+import json
+from collections.abc import Mapping
+
+from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+from pydantic import BaseModel
+
+
+def said_calls(message: ChatMessage) -> list[dict[str, object]]:
+    """A message's calls, in the engine's form: its blocks, or where it has none, what `additional_kwargs` holds."""
+    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    if blocks:
+        return [_call(block.tool_name, block.tool_kwargs, block.tool_call_id) for block in blocks]
+    kept = message.additional_kwargs.get("tool_calls")
+    found = [_read(one) for one in kept] if isinstance(kept, list | tuple) else []
+    return [call for call in found if call is not None]
+
+
+def _read(given: object) -> dict[str, object] | None:
+    """A call of OpenAI's, Anthropic's, Bedrock's, Ollama's or LlamaIndex's own form; None if it names no tool."""
+    outer = _fields(given)
+    inner = _fields(outer["function"]) if "function" in outer else outer
+    name = next((inner[key] for key in ("name", "tool_name") if inner.get(key)), None)
+    arguments = next((inner[key] for key in ("arguments", "input", "tool_kwargs", "args") if key in inner), None)
+    id = next((outer[key] for key in ("id", "toolUseId", "tool_id", "tool_call_id") if outer.get(key)), None)
+    return None if name is None else _call(str(name), arguments, id)
+
+
+def _fields(given: object) -> Mapping[str, object]:
+    if isinstance(given, Mapping):
+        return given
+    if isinstance(given, BaseModel):
+        return {name: getattr(given, name) for name in type(given).model_fields}
+    return getattr(given, "__dict__", {})
+
+
+def _call(name: str, arguments: object, id: object) -> dict[str, object]:
+    """Of a call of long ago only the rendering matters: arguments that are no object become the text of one."""
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            arguments = {"text": arguments}
+    if not isinstance(arguments, Mapping):
+        arguments = {"value": arguments} if arguments else {}
+    return {"name": name, "arguments": dict(arguments), **({"id": str(id)} if id else {})}
