@@ -64,7 +64,7 @@ class Database:
         return self._run(self._writer, locked)
 
     def scrub(self, deleted: str, *, later: str) -> None:
-        """SQLite: moves what was deleted off the disk; where a reader is in the way, the error says what to do later."""
+        """SQLite: moves what was deleted off the disk; where a reader is in the way, says what helps later."""
         if self._sqlite:
             with self._turns, _translated(self._where):
                 sqlite.empty_wal(self._reader, deleted, later=later)

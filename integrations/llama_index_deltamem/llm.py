@@ -263,7 +263,8 @@ class DeltaMemLLM(StructuredStreams):
         if mode == "off":
             return Reading(None)
         if kwargs.get("session_id") is not None:
-            return reading_of_session(session_name(kwargs["session_id"]), engine_id=self.engine_id, thread=kwargs.get("thread"))
+            name, thread = session_name(kwargs["session_id"]), kwargs.get("thread")
+            return reading_of_session(name, engine_id=self.engine_id, thread=thread)
         return reading_of(messages, engine_id=self.engine_id, bound=self.session_id)
 
     def _parsed(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], reading: Reading) -> EngineCall:
