@@ -344,3 +344,12 @@ def test_a_view_is_text_and_json(engine: DeltaMemEngine) -> None:
 def last_of_unknown(view: MemoryView) -> LastTurn:
     last = last_of(view)
     return replace(last, messages=tuple(replace(m, writes=None, strength=None) for m in last.messages))
+
+
+@pytest.mark.parametrize("recent", [0, 1, 2, 16])
+def test_a_turn_is_run_again_behind_the_window_that_it_was_made_with(recent: int, engine: DeltaMemEngine) -> None:
+    """Which is not on record: the picture must be of the stored state, whatever the engine's own window is."""
+    say(engine, "the cat", "is as", "the user", "an", "the the", recent_messages=recent)
+    drift = last_of(inspect(engine, "alice")).drift
+    assert drift is not None
+    assert drift < 0.01
