@@ -89,8 +89,8 @@ class Scheduler:
         """A fork takes no threads along: work would be waited for for ever."""
         if os.getpid() != self._process:
             raise GenerationError(
-                f"this engine was made in process {self._process}, and this is process {os.getpid()}, a fork of it that "
-                "has no thread to run the model on: make an engine in each process after the fork (with gunicorn: "
+                f"this engine was made in process {self._process}, and this is process {os.getpid()}, a fork of it "
+                "that has no thread to run the model on: make an engine in each process after the fork (with gunicorn: "
                 "without preload_app, or in post_fork), or start processes by spawn"
             )
 

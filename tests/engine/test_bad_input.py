@@ -211,7 +211,7 @@ def test_a_message_longer_than_the_context_names_the_numbers(start: Start) -> No
         engine.generate([long], max_new_tokens=20)
     with pytest.raises(ContextOverflowError, match=r"system prompt and shown context take \d+ tokens"):
         engine.generate([Message(role="system", content="word " * 100), user("hi")], session="alice", max_new_tokens=20)
-    with pytest.raises(ConfigError, match="max_new_tokens is 1000, and the model's context is 256 .*at most 247"):
+    with pytest.raises(ConfigError, match=r"max_new_tokens is 1000, and the model's context is 256 .*at most 247"):
         engine.generate([user("hi")], session="alice", max_new_tokens=1000)
     goes_on(engine)
 

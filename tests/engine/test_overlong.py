@@ -26,7 +26,7 @@ def test_a_tool_answer_longer_than_the_context(roles: tuple[str, ...], start: St
     history = [user("What does it say?"), CALL, ANSWER]
     turn = engine.generate(history, session="alice", max_new_tokens=8)
     assert 250 < turn.usage.prompt_tokens <= 512 - 8
-    question, call, answer, reply = shown(engine, "alice")
+    question, call, answer, _ = shown(engine, "alice")
     assert (question, call.tool_calls) == (history[0], CALL.tool_calls)
     assert (answer.content, answer.digest()) == (LONG, ANSWER.digest())
     assert answer.as_shown.content.startswith(LONG[:20])
@@ -56,7 +56,7 @@ def test_several_share_the_room_with_the_question(start: Start) -> None:
     answers = [ANSWER.model_copy(update={"tool_call_id": i, "content": f"{i} {LONG}"}) for i in "abc"]
     turn = engine.generate([user("Which?"), calls, *answers], session="alice", max_new_tokens=8)
     assert turn.usage.prompt_tokens > 250
-    assert all(0 < (m.cut or 0) for m in shown(engine, "alice")[2:5])
+    assert all((m.cut or 0) > 0 for m in shown(engine, "alice")[2:5])
 
 
 def test_whatever_is_not_the_question(start: Start) -> None:
