@@ -366,7 +366,7 @@ def test_a_full_database(told: Path, start: Start) -> None:
     store = SQLStore(told)
     engine = start(store=store)
     head = engine.sessions()
-    with store._engine.connect() as connection:  # a limit on the pages is the nearest thing to a full disk
+    with store._database._reader.connect() as connection:  # a limit on the pages is the nearest thing to a full disk
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 

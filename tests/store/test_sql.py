@@ -68,7 +68,7 @@ def on_disk(folder: Path, text: str) -> list[str]:
 def test_the_file_is_set_up_as_intended(path: Path) -> None:
     with SQLStore(path), closing(sqlite3.connect(path)) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("SELECT * FROM deltamem_meta").fetchall() == [("schema", "2")]
+        assert raw.execute("SELECT * FROM deltamem_meta").fetchall() == [("schema", "3")]
 
 
 def test_migrations_make_the_tables_that_queries_expect(path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     SQLStore(path).close()
     with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("UPDATE deltamem_meta SET value = '7'")
-    with pytest.raises(StoreError, match=r"schema version 7, expected at most 2: .* upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 7, expected at most 3: .* upgrade"):
         SQLStore(path)
 
 
