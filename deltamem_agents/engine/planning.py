@@ -240,8 +240,8 @@ class Planner:
         if room < 1:
             raise ConfigError(
                 f"max_new_tokens is {request.options.max_new_tokens}, and the model's context is {self.context} "
-                f"tokens: expected at most {self.context - REPLY_MARKERS - 1}, less what the prompt takes; ask for a shorter "
-                "reply"
+                f"tokens: expected at most {self.context - REPLY_MARKERS - 1}, less what the prompt takes; ask for a "
+                "shorter reply"
             )
         return min(self.max_prompt_tokens or room, room)
 
