@@ -80,7 +80,7 @@ class Message(BaseModel):
     role: Role
     """Who speaks."""
     content: str
-    """The text. None is empty for an assistant or a tool; of OpenAI's content parts the texts count, a line each."""
+    """The text. None is empty for an assistant or a tool; of OpenAI's content parts the texts are taken."""
     id: str | None = None
     """The caller's name for this message, if it has one; the same id is the same message."""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -107,8 +107,8 @@ class Message(BaseModel):
         if role == "assistant":
             plain = {key: value for key, value in plain.items() if key not in UNSAID}
             content = message.get("refusal") if content is None else content
-        said = role == "tool" or (role == "assistant" and ("content" in message or "tool_calls" in plain))
-        if content is None and said:
+        given = "content" in message or "tool_calls" in plain
+        if content is None and given and role in ("assistant", "tool"):
             content = ""
         if isinstance(content, Sequence) and not isinstance(content, str):
             content = "\n".join(text for part in content if (text := _part(part, role)) is not None)

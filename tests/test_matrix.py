@@ -1,4 +1,4 @@
-"""Every feature on every kind of chat template: one that takes anything, and those that refuse what we add."""
+"""Every feature on every kind of chat template: one that takes anything, and those that refuse what is added."""
 
 import copy
 from collections.abc import Callable, Iterator

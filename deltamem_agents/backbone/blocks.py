@@ -1,4 +1,4 @@
-"""What a chat template is given: messages as they are, or the list mended for a template that wants roles to alternate.
+"""What a chat template is given: each message as it is, or a list mended for templates that want roles to alternate.
 
 Gemma's and Mistral's templates refuse a system prompt, or neighbours of one role, or an answer in front. Windows,
 absorbed messages and summaries are no well-formed conversations, so the list is mended before it is rendered.

@@ -11,9 +11,9 @@ from deltamem_agents.bench.machine import describe
 from deltamem_agents.bench.processes import memory_rows, state_rows
 from deltamem_agents.bench.report import BenchReport, BenchRow, Series
 from deltamem_agents.bench.subject import Subject, load_subject
-from deltamem_agents.bench.turns import turn_row
+from deltamem_agents.bench.turns import history_row, turn_row
 
-PREFILL, DECODE, TOGETHER, TURNS, STATE_MS, PEAK = 1.05, 1.10, 4.0, 1.05, 20.0, 1.02
+PREFILL, DECODE, TOGETHER, TURNS, HISTORY, STATE_MS, PEAK = 1.05, 1.10, 4.0, 1.05, 5.0, 20.0, 1.02
 """The project's targets, ratios unless they name a unit."""
 
 
@@ -162,7 +162,8 @@ def _session_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow
     early, late = sizes.early, sizes.late
     turns = turn_row(subject, folder, early=early, late=late, repeats=sizes.turn_repeats, target=TURNS)
     states = state_rows(subject, folder, repeats=sizes.process_repeats, target=STATE_MS)
-    return [turns, *_concurrency_rows(subject, folder, sizes), *states]
+    history = history_row(subject, few=500, many=2000, repeats=sizes.turn_repeats, target=HISTORY)
+    return [turns, history, *_concurrency_rows(subject, folder, sizes), *states]
 
 
 def _concurrency_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow]:
