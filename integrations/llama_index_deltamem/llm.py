@@ -29,6 +29,7 @@ from llama_index_deltamem.engines import find_engine, load_engine, register_engi
 from llama_index_deltamem.messages import session_name
 from llama_index_deltamem.sessions import STATE_ALONE, Reading, reading_of, reading_of_session, reading_of_step
 from llama_index_deltamem.structured import StructuredStreams
+from llama_index_deltamem.toolcalls import described_tool
 
 LOADED = ("model", "adapter", "store", "device", "model_kwargs")
 """What an engine is loaded by, which has none of them given."""
@@ -207,9 +208,12 @@ class DeltaMemLLM(StructuredStreams):
         messages = [*(chat_history or []), *([] if asked is None else [asked])]
         if not tools:
             return {"messages": messages, **kwargs}
+        described = [described_tool(tool) for tool in tools]
+        names = [(one["function"]["name"], tool.metadata.name) for one, tool in zip(described, tools, strict=True)]
+        kwargs |= {"tool_names": renamed} if (renamed := {new: old for new, old in names if new != old}) else {}
         return {
             "messages": messages,
-            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tools": described,
             "tool_choice": tool_choice or ("required" if tool_required else "auto"),
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
@@ -263,8 +267,8 @@ class DeltaMemLLM(StructuredStreams):
         if mode == "off":
             return Reading(None)
         if kwargs.get("session_id") is not None:
-            name, thread = session_name(kwargs["session_id"]), kwargs.get("thread")
-            return reading_of_session(name, engine_id=self.engine_id, thread=thread)
+            session = session_name(kwargs["session_id"])
+            return reading_of_session(session, engine_id=self.engine_id, thread=kwargs.get("thread"))
         return reading_of(messages, engine_id=self.engine_id, bound=self.session_id)
 
     def _parsed(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], reading: Reading) -> EngineCall:

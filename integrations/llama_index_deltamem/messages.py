@@ -1,7 +1,7 @@
 """LlamaIndex messages to and from the engine's, and the stamp that says whose they are."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llama_index.core.base.llms.types import (
     CachePoint,
@@ -100,10 +100,10 @@ def from_engine(message: Message, stamp: SessionStamp) -> StampedMessage:
     )
 
 
-def call_blocks(message: Message) -> list[ToolCallBlock]:
-    """A message's tool calls as LlamaIndex's blocks."""
+def call_blocks(message: Message, names: Mapping[str, str] = {}) -> list[ToolCallBlock]:
+    """A message's tool calls as LlamaIndex's blocks; `names`: other names for some tools."""
     return [
-        ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
+        ToolCallBlock(tool_call_id=call.id, tool_name=names.get(call.name, call.name), tool_kwargs=dict(call.arguments))
         for call in message.tool_calls
     ]
 

@@ -1,10 +1,26 @@
-"""The tool calls of past messages: as blocks, or as LLMs of other makers leave them in `additional_kwargs`."""
+"""Tools as LlamaIndex has them, and the calls of past messages, also as other makers' LLMs leave them."""
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+from llama_index.core.tools.types import BaseTool
 from pydantic import BaseModel
+
+
+def described_tool(tool: BaseTool) -> dict[str, Any]:
+    """A tool in the style of OpenAI's API.
+
+    Of a class that refers to itself LlamaIndex keeps the definitions, and not which of them it is.
+    """
+    found = tool.metadata.to_openai_tool(skip_length_check=True)
+    schema = {} if tool.metadata.fn_schema is None else tool.metadata.fn_schema.model_json_schema()
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    if name in schema.get("$defs", {}):
+        own = {key: value for key, value in schema["$defs"][name].items() if key not in ("title", "description")}
+        found["function"]["parameters"] = {**own, "$defs": schema["$defs"]}
+    return found
 
 
 def said_calls(message: ChatMessage) -> list[dict[str, object]]:
