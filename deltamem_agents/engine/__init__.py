@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from deltamem_agents.engine.engine import DeltaMemEngine
     from deltamem_agents.engine.inspection import MemoryView
     from deltamem_agents.engine.records import MemoryMode, Recollection, Transcript, Turn, Usage
+    from deltamem_agents.engine.remote import RemoteEngine
     from deltamem_agents.engine.session import Engine, Session
 
 __all__ = [
@@ -15,13 +16,20 @@ __all__ = [
     "MemoryMode",
     "MemoryView",
     "Recollection",
+    "RemoteEngine",
     "Session",
     "Transcript",
     "Turn",
     "Usage",
 ]
 
-_HOMES = {"DeltaMemEngine": "engine", "Engine": "session", "MemoryView": "inspection", "Session": "session"}
+_HOMES = {
+    "DeltaMemEngine": "engine",
+    "Engine": "session",
+    "MemoryView": "inspection",
+    "RemoteEngine": "remote",
+    "Session": "session",
+}
 
 
 def __getattr__(name: str) -> object:
