@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from deltamem_agents.engine.engine import DeltaMemEngine
     from deltamem_agents.engine.inspection import MemoryView
     from deltamem_agents.engine.records import MemoryMode, Recollection, Transcript, Turn, Usage
+    from deltamem_agents.engine.remote import RemoteEngine
     from deltamem_agents.engine.session import Engine, Session
     from deltamem_agents.engine.sharing import located_model, located_store, shared_engine
 
@@ -16,6 +17,7 @@ __all__ = [
     "MemoryMode",
     "MemoryView",
     "Recollection",
+    "RemoteEngine",
     "Session",
     "Transcript",
     "Turn",
@@ -25,7 +27,13 @@ __all__ = [
     "shared_engine",
 ]
 
-_HOMES = {"DeltaMemEngine": "engine", "Engine": "session", "MemoryView": "inspection", "Session": "session"}
+_HOMES = {
+    "DeltaMemEngine": "engine",
+    "Engine": "session",
+    "MemoryView": "inspection",
+    "RemoteEngine": "remote",
+    "Session": "session",
+}
 _HOMES |= dict.fromkeys(("located_model", "located_store", "shared_engine"), "sharing")
 
 

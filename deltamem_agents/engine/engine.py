@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -40,6 +40,9 @@ from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundErr
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import SessionInfo, Snapshot, StateStore, export_session, import_session, open_store
+
+if TYPE_CHECKING:
+    from deltamem_agents.engine.remote import RemoteEngine
 
 T = TypeVar("T")
 
@@ -159,6 +162,23 @@ class DeltaMemEngine(Engine):
             dtype=dtype,
             model_kwargs=model_kwargs,
         )
+
+    @staticmethod
+    def connect(url: str, *, api_key: str | None = None, timeout: float = 600.0) -> "RemoteEngine":
+        """An engine behind a server that `deltamem serve` runs: the same methods, and the same errors.
+
+        Args:
+            url: where the server is, such as "http://127.0.0.1:8080".
+            api_key: what it asks for, if it does.
+            timeout: how many seconds an answer may take.
+
+        Raises:
+            StoreError: it cannot be reached.
+            ConfigError: no URL, or a key that it doesn't know.
+        """
+        from deltamem_agents.engine.remote import RemoteEngine
+
+        return RemoteEngine(url, api_key=api_key, timeout=timeout)
 
     # --- turns
 
