@@ -272,6 +272,11 @@ class EngineCalls(Protocol):
         """
         ...
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        ...
+
     def close(self) -> None:
         """Finishes queued work and closes the store. The engine cannot be used afterwards."""
         ...

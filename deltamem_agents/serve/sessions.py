@@ -74,8 +74,8 @@ def list_sessions(
     limit: Annotated[int, Query(ge=1, le=MOST)] = 100,
 ) -> dict[str, object]:
     """Sessions by name, those that begin with `prefix`; of pages, `after` is the last name of the one before."""
-    infos = service.engine.sessions(prefix=namespace.prefix + prefix)
-    later = [info for info in infos if namespace.shown(info.name) > after] if after else infos
+    start = namespace.prefix + after if after else None
+    later = service.engine.store.sessions(prefix=namespace.prefix + prefix, after=start, limit=limit + 1)
     page = later[:limit]
     last = namespace.shown(page[-1].name) if page else None
     return {

@@ -83,7 +83,7 @@ def test_recent_turns_may_stand_in_the_prompt(make: Make) -> None:
     trainer = make(stages=(stage,), rows=8)
     batch = trainer.objective.draw(0, trainer.rng)
     shown = [e for e in batch.episodes if e.shown]
-    assert len(batch.episodes) == 4
+    assert len(batch.episodes) == 8 // 3
     assert shown, "an episode with two turns or more shows some"
     for episode in shown:
         assert episode.earlier, "some are in the memory alone"

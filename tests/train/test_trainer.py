@@ -19,7 +19,7 @@ from deltamem_agents.train.answers import AnswerRows, answer_logits
 from deltamem_agents.train.losses import IGNORED, answer_log_probs
 from tests.builders import MECHANISMS, randomised
 from tests.chat import CHATML, DEFAULT_SYSTEM, chat_backbone
-from tests.train.conftest import SMALL, small_recipe
+from tests.train.conftest import small_recipe
 from tests.train.test_chats import TALK, talk_about, written
 
 Make = Callable[..., Trainer]

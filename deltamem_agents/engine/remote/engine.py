@@ -199,6 +199,11 @@ class RemoteEngine(Engine):
         """Lets go of the server, which goes on."""
         self._connection.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._connection.closed
+
     # --- inside
 
     def _body(self, messages: Sequence[MessageLike], options: TurnOptions) -> dict[str, object]:

@@ -9,6 +9,7 @@ from deltamem_agents.engine.remote.connection import Connection, part
 from deltamem_agents.engine.wire import INFO, INFOS, SNAPSHOT, SNAPSHOTS
 from deltamem_agents.errors import SessionNotFoundError, StoreError
 from deltamem_agents.store import SessionInfo, Snapshot, StateStore
+from deltamem_agents.store.checks import check_limit
 
 PAGE = 1000
 
@@ -30,14 +31,15 @@ class RemoteStore(StateStore):
         except SessionNotFoundError:
             return None
 
-    def sessions(self, *, prefix: str = "") -> list[SessionInfo]:
+    def sessions(self, *, prefix: str = "", after: str | None = None, limit: int | None = None) -> list[SessionInfo]:
         """Lists sessions; see `StateStore.sessions`."""
+        check_limit(limit)
         found: list[SessionInfo] = []
         while True:
-            after = found[-1].name if found else ""
-            page = self._get("/v1/sessions", prefix=prefix, after=after, limit=PAGE)
+            last, size = found[-1].name if found else after or "", PAGE if limit is None else limit - len(found)
+            page = self._get("/v1/sessions", prefix=prefix, after=last, limit=min(PAGE, size))
             found += INFOS.validate_python(page["data"])
-            if not page["has_more"]:
+            if not page["has_more"] or len(found) == limit:
                 return found
 
     def snapshot(self, id: str) -> Snapshot:
