@@ -98,6 +98,7 @@ def session_page(store: StateStore, session: str, *, writes: Mapping[str, LastTu
         new={change.turn.id: change.new for change in changes},
         writes=writes,
         darkest=_darkest(writes or {}),
+        gated=any(message.reads for last in (writes or {}).values() for message in last.messages),
         written=[(turn, writes[turn.id]) for turn in reversed(line) if turn.id in writes] if writes else [],
         line={turn.id for turn in line},
         recent=log[::-1][:OPEN_TURNS],
