@@ -6,7 +6,14 @@ from pathlib import Path
 
 from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.bench.concurrency import batch_call_row, threads_row
-from deltamem_agents.bench.forwards import batch_series, decode_series, prefill_series, profiles, scan_rows
+from deltamem_agents.bench.forwards import (
+    batch_series,
+    decode_series,
+    mechanism_rows,
+    prefill_series,
+    profiles,
+    scan_rows,
+)
 from deltamem_agents.bench.machine import describe
 from deltamem_agents.bench.processes import memory_rows, state_rows
 from deltamem_agents.bench.report import BenchReport, BenchRow, Series
@@ -118,6 +125,9 @@ def run_bench(
     with tempfile.TemporaryDirectory() as folder:
         rows += _session_rows(subject, Path(folder), sizes)
     rows += memory_rows(model, tokens=sizes.process_tokens, repeats=sizes.process_repeats, target=PEAK, seed=seed)
+    rows += mechanism_rows(
+        subject, tokens=sizes.prefill[-1], cache=sizes.cache, repeats=sizes.decode_repeats, seed=seed
+    )
     rows += scan_rows(subject, sizes.scan, repeats=3, seed=seed)
     tables = profiles(subject, cache=sizes.cache, steps=8, seed=seed) if profile else {}
     setup = {**describe(subject, model, seed=seed), "mode": "quick" if quick else "full"}
