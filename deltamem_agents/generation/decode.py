@@ -142,6 +142,8 @@ class Lane:
             return None
         if self.constraint is not None:
             logits = self.constraint.mask(logits)
+        elif self.options.no_repeat_ngram_size:
+            logits = _without_repeats(self.stream.ids, logits, self.options.no_repeat_ngram_size)
         chosen, token = self.sampler.choose(ids, logits), None
         if chosen in ends:
             self.finish_reason = "stop"
@@ -168,6 +170,19 @@ class Lane:
     def _show(self, text: str) -> None:
         if text:
             self.emit(text)
+
+
+def _without_repeats(reply: Sequence[int], logits: Tensor, size: int) -> Tensor:
+    """Logits [V] without the tokens that would end a run of `size` tokens that the reply holds already.
+
+    Not transformers' processor: that counts the prompt, too, and a reply may quote it.
+    """
+    tail = list(reply[len(reply) - size + 1 :])
+    starts = range(len(reply) - size + 1)
+    banned = [reply[at + size - 1] for at in starts if list(reply[at : at + size - 1]) == tail]
+    if not banned:
+        return logits
+    return logits.index_fill(0, torch.tensor(banned, device=logits.device), float("-inf"))
 
 
 Ended = tuple[Lane, BaseException | None]
