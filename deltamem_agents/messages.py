@@ -4,7 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -94,7 +94,7 @@ class Message(BaseModel):
     absorb: bool = True
     """False: it is shown where it stands and kept in the session, but never written: what a program says in the user's
     name."""
-    cut: int | None = Field(None, ge=0)
+    cut: Annotated[int, Field(ge=0)] | None = None
     """Of a message that is longer than the context, the model is shown so many characters; set by the engine."""
 
     @model_validator(mode="before")

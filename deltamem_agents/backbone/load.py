@@ -18,6 +18,10 @@ WHERE_FROM = (
 ).split()
 """Options of transformers that say where files come from: a model and its tokenizer come from the same place."""
 
+LONGEST_REPEAT = 16
+"""Tokens: greedy replies of the bundled backbone loop, so they hold no longer run twice. A repetition penalty would end
+loops too, but it forbids what a memory is asked for: at 1.1, half of the facts that were told were not recalled."""
+
 
 def load_backbone(
     model: str | Path,
@@ -59,6 +63,8 @@ def load_backbone(
             f"{model} has no weights for {len(missing)} parameters of its architecture, such as {missing[0]}, and they "
             "would be random: expected a complete checkpoint of a causal LM; check the folder's files"
         )
+    if model == BUNDLED:
+        backbone.generation_config.no_repeat_ngram_size = LONGEST_REPEAT
     try:
         return backbone, AutoTokenizer.from_pretrained(path, **{k: v for k, v in options.items() if k in WHERE_FROM})
     except Exception as error:

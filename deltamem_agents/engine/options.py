@@ -26,6 +26,8 @@ class ReplyOptions(TypedDict, total=False):
     """Sample among this many most probable tokens."""
     repetition_penalty: float | None
     """Above 1: makes tokens that have occurred less likely."""
+    no_repeat_ngram_size: int | None
+    """A reply in free text holds no run of so many tokens twice; None: as the model's generation config says; 0: may."""
     seed: int | None
     """Makes sampling repeatable."""
     stop: str | Sequence[str] | None

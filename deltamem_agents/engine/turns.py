@@ -117,6 +117,10 @@ class TurnRunner:
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
         """The decoding of a prepared turn."""
         request, template = prepared.request, self.writer.template
+        options = request.options
+        if options.no_repeat_ngram_size is None:
+            usual = getattr(self.model.backbone.generation_config, "no_repeat_ngram_size", None)
+            options = options.model_copy(update={"no_repeat_ngram_size": usual})
         write = request.remembers and self.writer.writes_replies
         stream = TextStream(template.tokenizer, request.options.stop)
         grammar = reply_grammar(request.options.response_format, request.use, template.syntax)
@@ -125,7 +129,7 @@ class TurnRunner:
             prepared.gate = CallGate(template.syntax.trigger, emit)
             emit = prepared.gate.push
         return Lane(
-            prepared.row, prepared.logits, request.options, stream, write, emit, cancelled, constraint=constraint
+            prepared.row, prepared.logits, options, stream, write, emit, cancelled, constraint=constraint
         )
 
     def reply(self, prepared: Prepared, lane: Lane) -> Message:

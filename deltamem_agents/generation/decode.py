@@ -143,7 +143,11 @@ class Lane:
         if self.cancelled():
             self.finish_reason = "cancelled"
             return None
-        allowed = logits if self.constraint is None else self.constraint.mask(logits)
+        allowed = logits
+        if self.constraint is not None:
+            allowed = self.constraint.mask(logits)
+        elif self.options.no_repeat_ngram_size:
+            allowed = _without_repeats(self.stream.ids, logits, self.options.no_repeat_ngram_size)
         chosen, token = self.sampler.choose(ids, allowed), None
         if chosen in ends:
             self.finish_reason = "stop"
@@ -172,6 +176,19 @@ class Lane:
     def _show(self, text: str) -> None:
         if text:
             self.emit(text)
+
+
+def _without_repeats(reply: Sequence[int], logits: Tensor, size: int) -> Tensor:
+    """Logits [V] without the tokens that would end a run of `size` tokens that the reply holds already.
+
+    Not transformers' processor: that counts the prompt, too, and a reply may quote it.
+    """
+    tail = list(reply[len(reply) - size + 1 :])
+    starts = range(len(reply) - size + 1)
+    banned = [reply[at + size - 1] for at in starts if list(reply[at : at + size - 1]) == tail]
+    if not banned:
+        return logits
+    return logits.index_fill(0, torch.tensor(banned, device=logits.device), float("-inf"))
 
 
 Ended = tuple[Lane, BaseException | None]

@@ -23,6 +23,9 @@ class GenerationOptions(BaseModel):
     """Sample among this many most probable tokens."""
     repetition_penalty: float | None = Field(None, gt=0)
     """Above 1: makes tokens that have occurred less likely."""
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    """A reply, unless it is held to a format or tools, holds no run of so many tokens twice: the way out of a loop.
+    None: as the model's generation config says; 0: it may."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling repeatable."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()

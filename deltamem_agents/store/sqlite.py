@@ -5,6 +5,7 @@ import os
 import sqlite3
 import weakref
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,16 @@ def connect(url: URL, *, timeout: float) -> Engine:
         engine = create_engine(url, connect_args={"timeout": timeout}, hide_parameters=True)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
-    if hasattr(os, "register_at_fork") and not in_memory(url):  # a connection must not be used by two processes
-        pool = weakref.ref(engine)
-        os.register_at_fork(after_in_child=lambda: (found := pool()) and found.dispose(close=False))
+    if hasattr(os, "register_at_fork") and not in_memory(url):
+        os.register_at_fork(after_in_child=partial(_leave_to_parent, weakref.ref(engine)))
     return engine
+
+
+def _leave_to_parent(found: "weakref.ref[Engine]") -> None:
+    """In a fork: a connection must not be used by two processes, so there are new ones."""
+    engine = found()
+    if engine is not None:
+        engine.dispose(close=False)
 
 
 def _make_private(path: Path) -> None:
