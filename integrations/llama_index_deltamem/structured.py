@@ -31,7 +31,7 @@ class StructuredStreams(FunctionCallingLLM):
     ) -> Any:
         """An object of a class."""
         if self.pydantic_program_mode not in CALLS or "$ref" not in output_cls.model_json_schema():
-            return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)  # type: ignore[type-var,arg-type]
+            return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         messages, keywords = self._held_to(output_cls, prompt, llm_kwargs, prompt_args)
         return output_cls.model_validate_json(self.chat(messages, **keywords).message.content or "")
 
@@ -44,7 +44,7 @@ class StructuredStreams(FunctionCallingLLM):
     ) -> Any:
         """`structured_predict` for an event loop."""
         if self.pydantic_program_mode not in CALLS or "$ref" not in output_cls.model_json_schema():
-            return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)  # type: ignore[type-var,arg-type]
+            return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         messages, keywords = self._held_to(output_cls, prompt, llm_kwargs, prompt_args)
         return output_cls.model_validate_json((await self.achat(messages, **keywords)).message.content or "")
 
