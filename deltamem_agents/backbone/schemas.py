@@ -17,6 +17,8 @@ LARGEST = 2**53 - 1
 """What every reader of JSON takes exactly: the limit of numbers that have none."""
 REACH = 2**62
 """How far from 0 the grammar engine reads limits; what lies beyond is left out."""
+LONGEST_DURATION = 8
+"""Characters of a duration without a limit, "P999999Y" at most: longer ones are more than any clock counts."""
 DEPTH = 4
 """How deep any JSON may be nested where it meets other schemas: the grammar engine cannot intersect endless ones."""
 
@@ -196,6 +198,8 @@ def _bound(root: dict[str, JsonValue], anything: dict[str, JsonValue]) -> None:
         _spell_out(node, ref)
         given = node.get("type")
         kinds = set(given if isinstance(given, list) else [given])
+        if node.get("format") == "duration":
+            node.setdefault("maxLength", LONGEST_DURATION)
         if not _ELSEWHERE & node.keys():
             if {None, "number", "integer"} & kinds:
                 _limit(node, whole=not {None, "number"} & kinds)

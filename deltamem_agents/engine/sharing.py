@@ -1,5 +1,6 @@
 """One engine for all of a process that ask for the same one."""
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def shared_engine(
     dtype: torch.dtype | str = "auto",
     model_kwargs: Mapping[str, object] | None = None,
 ) -> DeltaMemEngine:
-    """The engine for these arguments, loaded when first asked for, and again if it has been closed since.
+    """The engine for these arguments, loaded when first asked for, and again if it is closed or another process's.
 
     Paths mean what they mean in the working directory of the call, and two spellings of one file are one engine.
     `:memory:` is one store for the process.
@@ -49,7 +50,8 @@ def shared_engine(
     adapter = adapter if adapter is None or isinstance(adapter, DeltaMemAdapter) else located_model(adapter)
     given = dict(model_kwargs or {})
     told_apart = [one if isinstance(one, str | None) else id(one) for one in (adapter, store)]
-    key = (model, *told_apart, str(device), str(dtype), *sorted((name, repr(value)) for name, value in given.items()))
+    options = sorted((name, repr(value)) for name, value in given.items())
+    key = (os.getpid(), model, *told_apart, str(device), str(dtype), *options)
     with _lock:
         if key not in _engines or _engines[key][0].closed:
             engine = DeltaMemEngine.from_pretrained(

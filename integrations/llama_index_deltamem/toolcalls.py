@@ -53,9 +53,9 @@ def _fields(given: object) -> Mapping[str, object]:
 
 def _call(name: str, arguments: object, id: object) -> dict[str, object]:
     """Of a call of long ago only the rendering matters: arguments that are no object become the text of one."""
-    if isinstance(arguments, str) and arguments.strip():
+    if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments.strip() or "{}")
         except ValueError:
             arguments = {"text": arguments}
     if not isinstance(arguments, Mapping):

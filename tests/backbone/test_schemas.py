@@ -77,6 +77,12 @@ def test_limits_of_numbers(schema: dict[str, Any], lets_pass: list[str], not_thi
     assert [text for text in lets_pass + not_this if passes(schema, text)] == lets_pass
 
 
+def test_durations_are_such_as_python_has() -> None:
+    schema = {"type": "string", "format": "duration"}
+    assert passes(schema, '"P99999W"')
+    assert not passes(schema, '"P1M66666666666666666666666D"')
+
+
 def test_patterns_that_cannot_be_read() -> None:
     schema = {"type": "string", "pattern": DECIMAL}
     assert [text for text in ['"1.5"', '""', '"."', '"-3"', '"x"'] if passes(schema, text)] == ['"1.5"', '"-3"']

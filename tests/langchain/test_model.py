@@ -53,7 +53,7 @@ class TestConstructor:
 
     @pytest.mark.parametrize(
         "other",
-        [{"model": "x"}, {"adapter": "x"}, {"store": ":memory:"}, {"dtype": "float32"}, {"model_kwargs": {"a": "x"}}],
+        [{"model": "x"}, {"adapter": "x"}, {"store": ":memory:"}, {"dtype": "float32"}, {"model_kwargs": {"token": 1}}],
     )
     def test_an_engine_is_all(self, engine: DeltaMemEngine, other: dict[str, Any]) -> None:
         with pytest.raises(ValidationError, match=f"engine is given, so {next(iter(other))} would go unused"):
