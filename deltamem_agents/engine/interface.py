@@ -51,8 +51,9 @@ class EngineCalls(Protocol):
             messages: the whole history, a trimmed one, or only what is new; the engine finds out what is new.
             **options: `session`, whose memory it is, and `thread`, `memory`, `recent_messages`; `max_new_tokens`,
                 `temperature`, `top_p`, `top_k`, `repetition_penalty`, `no_repeat_ngram_size`, `seed`, `stop`;
-                `logprobs`; `response_format`, which the reply is held to; `tools`, with `tool_choice` ("auto", "none", "required" or a name) and
-                `parallel_tool_calls`: calls come as `Turn.reply.tool_calls`. See `TurnOptions`.
+                `logprobs`; `response_format`, which the reply is held to; `tools`, with `tool_choice` ("auto", "none",
+                "required" or a name) and `parallel_tool_calls`: calls come as `Turn.reply.tool_calls`. See
+                `TurnOptions`.
 
         Raises:
             MessageError: messages that are empty, malformed, too long, or leave nothing to reply to.

@@ -27,7 +27,7 @@ class ReplyOptions(TypedDict, total=False):
     repetition_penalty: float | None
     """Above 1: makes tokens that have occurred less likely."""
     no_repeat_ngram_size: int | None
-    """A reply in free text holds no run of so many tokens twice; None: as the model's generation config says; 0: may."""
+    """No reply in free text holds a run of so many tokens twice; 0: it may; None: as the model's config says."""
     seed: int | None
     """Makes sampling repeatable."""
     stop: str | Sequence[str] | None
