@@ -92,7 +92,7 @@ class Database:
             )
         engine = postgresql.connect(url, timeout=self._timeout)
         # Several statements of a reader see one moment; a writer sees what others kept while it waited for its locks.
-        reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        reader = engine.execution_options(isolation_level="REPEATABLE READ")
         return reader, engine.execution_options(isolation_level="READ COMMITTED")
 
     def _open(self) -> None:
