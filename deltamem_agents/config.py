@@ -13,7 +13,7 @@ WriteGranularity = Literal["token", "message_mean", "sentence_mean"]
 
 
 class DeltaMemConfig(BaseModel):
-    """The options of one adapter. The defaults are MSW, four parallel 8×8 states with a free retention gate.
+    """The options of one adapter. The defaults are MSW, parallel 8×8 states with gates that close and keys that bind.
 
     Raises:
         ConfigError: through `DeltaMemConfig.parse`, for unknown fields and impossible values.
@@ -27,7 +27,7 @@ class DeltaMemConfig(BaseModel):
     """Corrections are scaled by alpha / rank."""
     num_state_heads: int = Field(default=4, ge=1, le=64)
     """N parallel states per layer: 1 is TSW (or SSW), more is MSW."""
-    delta_heads: tuple[Projection, ...] = ("q", "o")
+    delta_heads: tuple[Projection, ...] = ("o",)
     """Which attention projections are corrected."""
     state_update_mode: StateUpdateMode = "standard"
     """How keep, erase and write derive from the gates λ and β: (λ, β, β), (λ, λβ, β) or (1, β, β)."""
@@ -39,6 +39,13 @@ class DeltaMemConfig(BaseModel):
     """One gate per row of the state, or one per state head."""
     normalize_qk: bool = True
     """Whether memory queries and keys are tanh-squashed and scaled to unit length."""
+    key_shift: bool = True
+    """Whether a token's key is made of the token before it too: k = l2(tanh(W_k x_t + W_p x_{t−1}))."""
+    read_gate: Literal["off", "token", "match"] = "token"
+    """Whether each head's read passes a gate σ(W_g x + b_g), and whether that gate sees what is read too: "match"
+    adds U (S q), so that it can tell a key that was written from one that never was."""
+    gate_floor: float = Field(default=0.3, ge=0, lt=1)
+    """c: write and read gates are max(0, (σ − c) / (1 − c)), so that they close; 0 leaves them as they are."""
     trainable_delta_scale: Literal["off", "layer", "projection"] = "off"
     """A learned factor on the corrections: none, one per layer, or one for each of q, k, v, o."""
     delta_scale_max: float = Field(default=2.0, gt=0)
@@ -50,9 +57,11 @@ class DeltaMemConfig(BaseModel):
     target_layers: tuple[int, ...] | None = None
     """Which decoder layers carry a memory; None means all."""
     beta_bias_init: float = -2.0
-    """b_β at initialisation: σ(−2) ≈ 0.12 of each write goes in."""
+    """b_β at initialisation: σ(−2) ≈ 0.12 of each write goes in. With a floor b_β is higher, so that as much does."""
     lambda_bias_init: float = 5.0
     """b_λ at initialisation: σ(5) ≈ 0.993 of the state is kept per token."""
+    read_gate_bias_init: float = 1.0
+    """b_g at initialisation: σ(1) ≈ 0.73 of each read passes, likewise."""
     delta_init_std: float = Field(default=0.02, ge=0)
     """Standard deviation of Δ at initialisation."""
     absorb_roles: tuple[Role, ...] = ("user", "tool")
@@ -80,6 +89,15 @@ class DeltaMemConfig(BaseModel):
         except ValidationError as error:
             found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
             raise ConfigError(f"{source} is not a valid delta-mem config: {found}") from error
+
+    def identity(self) -> dict[str, object]:
+        """The options as plain data, without those of later versions that are off: adapters keep their fingerprints."""
+        off = {"key_shift": False, "read_gate": "off", "gate_floor": 0.0}
+        data = self.model_dump(mode="json")
+        without = {name for name, value in off.items() if data[name] == value}
+        if "read_gate" in without:
+            without.add("read_gate_bias_init")
+        return {name: value for name, value in data.items() if name not in without}
 
     @property
     def spans(self) -> bool:

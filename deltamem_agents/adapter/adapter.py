@@ -84,7 +84,7 @@ class DeltaMemAdapter(nn.Module):
 
     def fingerprint(self) -> str:
         """Identifies config and weights, the same for every dtype that holds the weights exactly."""
-        digest = hashlib.sha256(json.dumps(self.config.model_dump(mode="json"), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.identity(), sort_keys=True).encode())
         for name, tensor in sorted(self.named_tensors().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().half().contiguous().numpy().tobytes())
@@ -92,9 +92,7 @@ class DeltaMemAdapter(nn.Module):
 
     def zero_state(self, rows: int = 1, *, device: torch.device | str | None = None) -> MemoryState:
         """An empty memory for `rows` sessions."""
-        return MemoryState.zeros(
-            rows, len(self.paths), self.config.num_state_heads, self.config.rank, device=device
-        )
+        return MemoryState.zeros(rows, len(self.paths), self.config.num_state_heads, self.config.rank, device=device)
 
     def sites_in(self, backbone: nn.Module) -> dict[str, AttentionSite]:
         """The attention modules of `backbone` that this adapter's layers belong to.

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from deltamem_agents.config import Projection
 from deltamem_agents.errors import AdapterError, UnsupportedArchitectureError
-from deltamem_agents.layer import DeltaMemLayer, LayerShape
+from deltamem_agents.layer import DeltaMemLayer, LayerOutput, LayerShape
 
 PASS_KEY = "delta_mem_pass"
 OUTPUT_NAMES = ("o_proj", "dense", "out_proj")
@@ -35,8 +35,14 @@ class MemoryPass:
     """long [B, T], spans of tokens that make one write, or None for token writes."""
     needs_grad: bool
     """Whether gradients were on where the forward began."""
-    new: list[Tensor | None] = field(default_factory=list)
-    """Per layer, the state after the forward, float32 [B, N, r, r]."""
+    carry: Tensor | None = None
+    """[B, layers, N·r], what the forward before gave; None at the beginning of a sequence, and without key shift."""
+    valid: Tensor | None = None
+    """Which tokens are no padding, bool [B, T]; None: all."""
+    gates: bool = False
+    """Whether the read gates are handed back."""
+    new: list[LayerOutput | None] = field(default_factory=list)
+    """Per layer, what came of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +190,17 @@ class AttachedLayer:
         hidden = kwargs.get("hidden_states", args[0] if args else None)
         if not isinstance(hidden, Tensor):
             raise UnsupportedArchitectureError(f"{self.site.path} was called without hidden_states: not supported")
-        state, write, spans = bound.state[:, self.index].to(hidden.device), bound.write, bound.spans
-        write = write.to(hidden.device) if isinstance(write, Tensor) else write
-        spans = None if spans is None else spans.to(hidden.device)
-        self.reads.value, bound.new[self.index] = self.layer(hidden, state, write=write, spans=spans)
+        device, write, carry = hidden.device, bound.write, bound.carry
+        found = self.layer(
+            hidden,
+            bound.state[:, self.index].to(device),
+            write=write.to(device) if isinstance(write, Tensor) else write,
+            spans=None if bound.spans is None else bound.spans.to(device),
+            carry=None if carry is None else carry[:, self.index].to(device),
+            valid=None if bound.valid is None else bound.valid.to(device),
+            gates=bound.gates,
+        )
+        self.reads.value, bound.new[self.index] = found.reads, found
         return args, kwargs
 
     def _after(self, module: nn.Module, args: object, output: object) -> None:

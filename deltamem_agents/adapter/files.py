@@ -21,7 +21,20 @@ from deltamem_agents.layer import DeltaMemLayer, LayerShape
 CONFIG_FILE = "delta_mem_config.json"
 WEIGHTS_FILE = "delta_mem_adapter.safetensors"
 PUBLISHED_WEIGHTS_FILE = "delta_mem_adapter.pt"
-FORMAT = "deltamem-agents/1"
+FORMAT = "deltamem-agents/2"
+FORMAT_WITHOUT_GATES = "deltamem-agents/1"
+"""Before keys saw the token before and reads had gates: its configs know nothing of them."""
+
+PROJECTIONS = {
+    "q": "memory_q_proj",
+    "k": "memory_k_proj",
+    "v": "memory_v_proj",
+    "beta": "beta_proj",
+    "lambda": "lambda_proj",
+    "shift": "memory_k_shift_proj",
+    "gate": "read_gate_proj",
+}
+"""Names on disk of what `in_proj` packs; the last two are ours, the others are published ones."""
 
 
 def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, Tensor], str | None]:
@@ -43,7 +56,7 @@ def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, 
     source = str(folder / CONFIG_FILE)
     if "format" not in data:
         return config_from_published(data, source=source), _read_weights(folder / PUBLISHED_WEIGHTS_FILE), None
-    if data["format"] != FORMAT:
+    if data["format"] not in (FORMAT, FORMAT_WITHOUT_GATES):
         raise AdapterError(f"{folder} has format {data['format']!r}, expected {FORMAT!r}: it needs another version")
     if data.keys() | {"weights"} != {"format", "backbone", "weights", "config"}:
         raise AdapterError(f"{source} has keys {sorted(data)}, expected format, backbone, weights and config")
@@ -53,7 +66,10 @@ def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, 
             f"{folder / WEIGHTS_FILE} has sha256 {found}, {CONFIG_FILE} expects {data['weights']}: the file was "
             "changed, or a save was cut off between the two; save or fetch the adapter again"
         )
-    return DeltaMemConfig.parse(data["config"], source=source), tensors, cast("str | None", data["backbone"])
+    config = data["config"]
+    if data["format"] == FORMAT_WITHOUT_GATES and isinstance(config, dict):
+        config = {"key_shift": False, "read_gate": "off", "gate_floor": 0.0} | config
+    return DeltaMemConfig.parse(config, source=source), tensors, cast("str | None", data["backbone"])
 
 
 def _resolve(path_or_hub_id: str | Path) -> Path:
@@ -147,16 +163,15 @@ def shape_of(path: str, tensors: dict[str, Tensor]) -> LayerShape:
 
 
 def to_disk(layer: DeltaMemLayer) -> dict[str, Tensor]:
-    """A layer's weights under their published names; inactive corrections are zeros."""
+    """A layer's weights under their published names, and our own; inactive corrections are zeros."""
     config, shape = layer.config, layer.shape
-    sizes = [config.width] * 3 + [config.gates] * (1 if config.couple_lambda else 2)
-    names = ["memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "lambda_proj"]
-    tensors = dict(zip(names, torch.split(layer.in_proj, sizes), strict=False))
+    present = {block: rows for block, rows in layer.block.items() if rows.stop > rows.start}
+    tensors = {PROJECTIONS[block]: layer.in_proj[rows] for block, rows in present.items()}
     tensors |= dict(zip(["beta_bias", "lambda_bias"], torch.split(layer.gate_bias, config.gates), strict=False))
     for p in ("q", "k", "v", "o"):
         active = p in layer.delta
         tensors[f"delta_{p}_proj"] = layer.delta[p] if active else layer.in_proj.new_zeros(shape.out(p), config.width)
-    for name in ("delta_scale_raw", "delta_o_rmsnorm_weight"):
+    for name in ("delta_scale_raw", "delta_o_rmsnorm_weight", "read_gate_bias", "read_gate_match"):
         if hasattr(layer, name):
             tensors[name] = getattr(layer, name)
     return tensors

@@ -10,6 +10,7 @@ from transformers import Cache, PreTrainedModel
 from deltamem_agents.adapter.adapter import DeltaMemAdapter
 from deltamem_agents.adapter.attach import PASS_KEY, MemoryPass, attach
 from deltamem_agents.errors import AdapterError, StateError, UnsupportedArchitectureError
+from deltamem_agents.layer import LayerOutput
 from deltamem_agents.state import MemoryState
 
 
@@ -23,6 +24,11 @@ class DeltaMemOutput:
     """The KV cache, extended by this forward. It belongs to one line of states and cannot be shared with another."""
     state: MemoryState
     """The memory after this forward."""
+    carry: Tensor | None = None
+    """What the keys of the next tokens need of the last one, float32 [B, layers, N·r], with `key_shift`: it belongs
+    to the row, beside its KV cache, and goes into the next forward of these rows."""
+    read_gates: Tensor | None = None
+    """How far the reads of each token opened, float32 [B, T, layers, N], where asked for and the adapter has gates."""
 
 
 class DeltaMemModel(nn.Module):
@@ -79,8 +85,10 @@ class DeltaMemModel(nn.Module):
         state: MemoryState | None = None,
         write: bool | Tensor = True,
         spans: Tensor | None = None,
+        carry: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         use_cache: bool = True,
+        read_gates: bool = False,
     ) -> DeltaMemOutput:
         """Runs the backbone over B rows; every token reads its row's memory, and is written where `write` says so.
 
@@ -92,11 +100,14 @@ class DeltaMemModel(nn.Module):
             state: the rows' memories; None means empty.
             write: whether tokens are written: one bool, or bool [B, T]. Padding is never written.
             spans: long [B, T], −1 for not written: each span is one write at the end of this forward (SSW).
+            carry: the rows' carry out of the forward that made `past_key_values`; an adapter with `key_shift` needs it.
             logits_to_keep: as in transformers: only the last n positions' logits; 0 means all.
             use_cache: whether to build or extend a KV cache.
+            read_gates: whether the read gates are given back.
 
         Raises:
-            StateError: state, attention_mask, write or spans do not belong to these rows, this adapter or this device.
+            StateError: state, attention_mask, write, spans or carry do not belong to these rows, this adapter or this
+                device.
             AdapterError: the model was detached, or gradients are checkpointed in the reentrant way.
             UnsupportedArchitectureError: the backbone does not hand keyword arguments to its attention modules.
         """
@@ -106,8 +117,10 @@ class DeltaMemModel(nn.Module):
         state = self.zero_state(rows) if state is None else self._checked(state, rows)
         _check_tokens("write", write if isinstance(write, Tensor) else None, torch.bool, rows, tokens)
         _check_tokens("spans", spans, torch.long, rows, tokens)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self._check_carry(carry, rows, past)
+        valid: Tensor | None = None
         if attention_mask is not None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
             if not torch.compiler.is_compiling() and tuple(attention_mask.shape) != (rows, past + tokens):
                 raise StateError(
                     f"attention_mask is {list(attention_mask.shape)}, expected [{rows}, {past} cached + {tokens} new]: "
@@ -116,14 +129,25 @@ class DeltaMemModel(nn.Module):
             valid = attention_mask[:, -tokens:].bool()
             if position_ids is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
-            if isinstance(write, Tensor):
+            if not torch.compiler.is_compiling() and bool(valid.all()):
+                valid = None
+            elif isinstance(write, Tensor):
                 write = write & valid
-            elif write and (torch.compiler.is_compiling() or not bool(valid.all())):
+            elif write:
                 write = valid
         if isinstance(logits_to_keep, int) and logits_to_keep > 0:
             # positions as a tensor: the slice an int gives is strided, and a strided batch has lm_head copy its weight
             logits_to_keep = torch.arange(max(tokens - logits_to_keep, 0), tokens, device=input_ids.device)
-        bound = MemoryPass(state.tensor, write, spans, torch.is_grad_enabled(), [None] * len(self._attached))
+        bound = MemoryPass(
+            state.tensor,
+            write,
+            spans,
+            torch.is_grad_enabled(),
+            carry=carry,
+            valid=valid,
+            gates=read_gates,
+            new=[None] * len(self._attached),
+        )
         output = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -134,18 +158,46 @@ class DeltaMemModel(nn.Module):
             **{PASS_KEY: bound},
         )
         new = self._collect(bound)
-        return DeltaMemOutput(output.logits, output.past_key_values, new)
+        device = state.tensor.device
+        config = self.adapter.config
+        return DeltaMemOutput(
+            output.logits,
+            output.past_key_values,
+            state if write is False else MemoryState(torch.stack([n.state.to(device) for n in new], 1)),
+            _stacked([n.carry for n in new], 1, device) if config.key_shift else None,
+            _stacked([n.gate for n in new], 2, device) if read_gates and config.read_gate != "off" else None,
+        )
 
-    def _collect(self, bound: MemoryPass) -> MemoryState:
+    def _collect(self, bound: MemoryPass) -> list[LayerOutput]:
         unseen = [a.site.path for a, new in zip(self._attached, bound.new, strict=True) if new is None]
         if unseen:
             raise UnsupportedArchitectureError(
                 f"the memory of {unseen[0]} saw nothing of this forward: {type(self.backbone).__name__} does not hand "
                 "keyword arguments to its attention modules, not supported"
             )
-        if bound.write is False:
-            return MemoryState(bound.state)
-        return MemoryState(torch.stack([cast("Tensor", n).to(bound.state.device) for n in bound.new], 1))
+        return cast("list[LayerOutput]", bound.new)
+
+    def _check_carry(self, carry: Tensor | None, rows: int, past: int) -> None:
+        config = self.adapter.config
+        if not config.key_shift:
+            if carry is not None:
+                raise StateError("a carry was given, but this adapter's keys don't see the token before: leave it out")
+            return
+        if carry is None:
+            if past:
+                raise StateError(
+                    f"{past} tokens are cached, but their carry is missing: pass the `carry` that came out of the "
+                    "forward that made this cache"
+                )
+            return
+        expected = (rows, len(self._attached), config.width)
+        if tuple(carry.shape) != expected or carry.dtype != torch.float32:
+            raise StateError(
+                f"carry is {carry.dtype} {list(carry.shape)}, expected {torch.float32} {list(expected)}: it belongs to "
+                "other rows or another adapter"
+            )
+        if carry.device != self.device:
+            raise StateError(f"carry is on {carry.device}, the model on {self.device}: move it with carry.to(…)")
 
     def _checked(self, state: MemoryState, rows: int) -> MemoryState:
         config = self.adapter.config
@@ -160,3 +212,7 @@ class DeltaMemModel(nn.Module):
 def _check_tokens(name: str, tensor: Tensor | None, dtype: torch.dtype, rows: int, tokens: int) -> None:
     if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != (rows, tokens)):
         raise StateError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} [{rows}, {tokens}]")
+
+
+def _stacked(parts: list[Tensor | None], dim: int, device: torch.device) -> Tensor:
+    return torch.stack([cast("Tensor", p).to(device) for p in parts], dim)

@@ -56,8 +56,15 @@ RENAMED = {
 }
 """Options that live on here, under our names."""
 
-DEFAULTS: dict[str, object] = {"num_state_heads": 1, "couple_lambda": True}
-"""Published defaults that differ from ours."""
+DEFAULTS: dict[str, object] = {
+    "num_state_heads": 1,
+    "couple_lambda": True,
+    "delta_heads": ("q", "o"),
+    "key_shift": False,
+    "read_gate": "off",
+    "gate_floor": 0.0,
+}
+"""What published adapters have where their config says nothing, or can't say anything."""
 
 
 def config_from_published(data: dict[str, object], *, source: str) -> DeltaMemConfig:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltamem_agents.cli.loading import BUNDLED, load_engine
-from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
+from deltamem_agents.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    ModelKwargsOption,
+    ModelOption,
+    StoreOption,
+)
 from deltamem_agents.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +38,9 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Turns that decode together, at most.")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="Calls that may wait; more are answered 429.")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply where a request doesn't say.")] = 512,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    model_kwargs: ModelKwargsOption = "{}",
     drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that what runs has left after SIGTERM.")] = 30.0,
 ) -> None:
     """Serve a model and its memories in the shape of OpenAI's API: chat, responses, sessions, figures."""
@@ -52,6 +62,15 @@ def serve(
         from deltamem_agents.store import open_store
 
         timed = service.metrics.timed(open_store(store))
-        return load_engine(model, adapter=adapter, store=timed, recent_messages=recent_messages, max_batch=max_batch)
+        return load_engine(
+            model,
+            adapter=adapter,
+            store=timed,
+            recent_messages=recent_messages,
+            max_batch=max_batch,
+            device=device,
+            dtype=dtype,
+            model_kwargs=model_kwargs,
+        )
 
     run(load, config, host=host, port=port, api_keys=api_keys, allow_anyone=allow_anyone)

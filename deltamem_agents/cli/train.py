@@ -33,14 +33,16 @@ def train(
 
     from deltamem_agents.backbone.load import load_backbone
     from deltamem_agents.train import Recipe, Record, Trainer
+    from deltamem_agents.train.machine import keep_freed_memory, training_dtype
 
+    keep_freed_memory()
     loaded = Recipe.load(recipe, model=model, changes=change or ())
     if threads is not None:
         torch.set_num_threads(threads)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     accelerator = Accelerator()
     backbone, tokenizer = load_backbone(
-        loaded.model, device=accelerator.device, dtype=getattr(torch, loaded.dtype)
+        loaded.model, device=accelerator.device, dtype=training_dtype(loaded.dtype, accelerator.device)
     )
     trainer = Trainer(loaded, backbone, tokenizer, output, accelerator=accelerator)
     if trainer.step:

@@ -126,7 +126,7 @@ class DeltaMemEngine(Engine):
         Args:
             model: "bundled", a folder, or a hub id of a causal LM.
             adapter: an adapter, its folder or hub id; None takes the default one, which exists for the bundled model.
-            device: where to put the model.
+            device: where to put the model; None: on a GPU if there is one.
             dtype: of the backbone's weights. States are float32 always.
             model_kwargs: anything else transformers' `from_pretrained` takes.
             **options: those of the class, such as `store` and `recent_messages`.
@@ -143,9 +143,16 @@ class DeltaMemEngine(Engine):
         return cls(DeltaMemModel(backbone, adapter), tokenizer, **options)
 
     @classmethod
-    def bundled(cls, *, store: StateStore | str | Path | None = None, recent_messages: int = 8) -> Self:
+    def bundled(
+        cls,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        model_kwargs: dict[str, object] | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> Self:
         """The bundled model with its default adapter. The first call fetches the model, about 93 MB."""
-        return cls.from_pretrained(BUNDLED, store=store, recent_messages=recent_messages)
+        return cls.from_pretrained(BUNDLED, device=device, dtype=dtype, model_kwargs=model_kwargs, **options)
 
     @staticmethod
     def connect(url: str, *, api_key: str | None = None, timeout: float = 600.0) -> "RemoteEngine":
@@ -212,8 +219,7 @@ class DeltaMemEngine(Engine):
     def count_tokens(self, messages: Sequence[MessageLike], *, tools: Sequence[ToolLike] | None = None) -> int:
         """The tokens of a prompt; see `EngineCalls.count_tokens`."""
         shown, use = as_messages(messages), ToolUse.parse(tools)
-        rendered = self._writer.render(shown, (), write=False, tools=use.shown)
-        return len(rendered.ids) + len(self._writer.opening(shown, tools=use.shown).ids)
+        return len(self._writer.render(shown, (), write=False, tools=use.shown, opened=True).ids)
 
     def token_ids(self, text: str) -> list[int]:
         """A text's tokens, without markers around it."""

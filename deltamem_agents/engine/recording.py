@@ -1,4 +1,4 @@
-"""Listening to a forward: every write into the memory, how strong it is, and how far its gates are open."""
+"""Listening to a forward: every write into the memory, how strong it is, and how far gates are open."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem_agents.adapter import DeltaMemModel
-from deltamem_agents.layer import DeltaMemLayer
+from deltamem_agents.layer import DeltaMemLayer, LayerOutput, shifted
+from deltamem_agents.ops import delta_rule
 
 Positions = tuple[int, ...]
 """The tokens that make up one write, counted from where the recording began."""
@@ -24,6 +25,7 @@ class _LayerRecord:
     strengths: list[Tensor] = field(default_factory=list)
     write_gates: list[Tensor] = field(default_factory=list)
     keep_gates: list[Tensor] = field(default_factory=list)
+    read_gates: list[Tensor] = field(default_factory=list)
 
 
 class WriteRecorder:
@@ -38,7 +40,8 @@ class WriteRecorder:
 
     def __enter__(self) -> Self:
         """Begins to listen."""
-        self._hooks = [layer.register_forward_hook(self._passed, with_kwargs=True) for layer in self._layers]
+        self._hooks = [layer.register_forward_pre_hook(_with_gates, with_kwargs=True) for layer in self._layers]
+        self._hooks += [layer.register_forward_hook(self._passed, with_kwargs=True) for layer in self._layers]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,11 +72,16 @@ class WriteRecorder:
         """λ of each write, the mean over heads and rows, float32 [layers, writes]; 1 where nothing ever fades."""
         return self._stacked([self._records[layer].keep_gates for layer in self._layers])
 
+    @property
+    def read_gates(self) -> Tensor:
+        """How far reads opened at each token: g, the mean over heads, float32 [layers, tokens]; 1 without a gate."""
+        return self._stacked([self._records[layer].read_gates for layer in self._layers])
+
     def _stacked(self, layers: list[list[Tensor]]) -> Tensor:
         return torch.stack([torch.cat(parts).cpu() if parts else torch.zeros(0) for parts in layers])
 
     def _passed(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor | bool | None], out: object
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor | bool | None], out: LayerOutput
     ) -> None:
         assert isinstance(module, DeltaMemLayer)
         hidden, state = args  # [1, T, H], [1, N, r, r]
@@ -81,13 +89,18 @@ class WriteRecorder:
         record, tokens = self._records[module], hidden.shape[1]
         units = _units(kwargs["write"], kwargs["spans"], tokens)
         if units:
-            inputs = torch.stack([hidden[0, unit].float().mean(0) for unit in units])  # [writes, H]
-            beta, lam = _gates(module, inputs)
-            record.write_gates.append(beta)
-            record.keep_gates.append(lam)
-            record.strengths.append(_strengths(module, inputs, state))
+            writes = _writes(module, hidden, kwargs["carry"], units)
+            _, _, keep, _, beta = writes
+            record.write_gates.append(beta[0].mean((1, 2)))
+            record.keep_gates.append(keep[0].mean((1, 2)))
+            record.strengths.append(_strengths(writes, state))
             record.positions += [tuple(record.seen + position for position in unit) for unit in units]
+        record.read_gates.append(hidden.new_ones(tokens).float() if out.gate is None else out.gate[0].mean(-1))
         record.seen += tokens
+
+
+def _with_gates(module: nn.Module, args: object, kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
+    return args, kwargs | {"gates": True}
 
 
 def _units(write: Tensor | bool | None, spans: Tensor | bool | None, tokens: int) -> list[list[int]]:
@@ -102,22 +115,24 @@ def _units(write: Tensor | bool | None, spans: Tensor | bool | None, tokens: int
     return [units[span] for span in sorted(units)]
 
 
-def _gates(layer: DeltaMemLayer, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """β and λ as the layer computes them, their means over heads and rows: [writes, H] -> two of [writes]."""
-    config = layer.config
-    raw = F.linear(inputs.to(layer.in_proj.dtype), layer.in_proj[3 * config.width :]).float()
-    raw = torch.sigmoid(raw + layer.gate_bias.float())
-    beta = raw[:, : config.gates].mean(1)
-    if config.state_update_mode == "no_lambda":
-        return beta, torch.ones_like(beta)
-    return beta, 1.0 - beta if config.couple_lambda else raw[:, config.gates :].mean(1)
+def _writes(
+    layer: DeltaMemLayer, hidden: Tensor, carry: Tensor | bool | None, units: list[list[int]]
+) -> tuple[Tensor, ...]:
+    """k, v, keep, erase and write of each unit, as the layer computes them; each [1, writes, N, r]."""
+    weight, before = layer.in_proj, None
+    if layer.config.key_shift:
+        projected = F.linear(hidden.to(weight.dtype), weight[layer.block["shift"]]).float()
+        each, _ = shifted(projected, carry if isinstance(carry, Tensor) else None, None)
+        before = torch.stack([each[0, unit].mean(0) for unit in units])[None]
+    inputs = torch.stack([hidden[0, unit].float().mean(0) for unit in units])[None]  # [1, writes, H]
+    return layer.writes(F.linear(inputs.to(weight.dtype), weight[layer.block["k"].start :]), before, None)
 
 
-def _strengths(layer: DeltaMemLayer, inputs: Tensor, state: Tensor) -> Tensor:
-    """Writes one after the other, each as a token of its own: [writes, H] and [1, N, r, r] -> [writes]."""
+def _strengths(writes: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    """Writes one after the other from a state [1, N, r, r], each by itself -> [writes]."""
     strengths = []
-    for one in inputs:
-        after = layer.forward(one[None, None], state)[1]  # not layer(…): that would call this recorder again
+    for k, v, keep, erase, write in zip(*(torch.split(x, 1, 1) for x in writes), strict=True):
+        after = delta_rule(torch.zeros_like(k), k, v, keep, erase, write, state)[1]
         norm = after.norm()
         strengths.append(torch.where(norm > 0, (after - state).norm() / norm, 0.0))
         state = after

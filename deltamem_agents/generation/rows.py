@@ -10,6 +10,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.errors import StateError
 from deltamem_agents.state import MemoryState
 
 PREFILL_CHUNK = 2048
@@ -35,6 +36,8 @@ class Row:
     state: MemoryState
     ids: tuple[int, ...] = ()
     cache: Cache | None = field(default=None, repr=False)
+    carry: Tensor | None = field(default=None, repr=False)
+    """What the key of the next token needs of the last one, [1, layers, N·r]; None where keys don't see it."""
 
     @property
     def cache_bytes(self) -> int:
@@ -51,7 +54,7 @@ def rewound(row: Row, earlier: Row) -> Row | None:
         return None
     layers, kept = cast("Cache", row.cache).layers, len(earlier.ids)
     pairs = [[tensor[:, :, :kept].clone() for tensor in _tensors(layer)] for layer in layers]
-    return Row(earlier.state, earlier.ids, _cache(pairs))
+    return Row(earlier.state, earlier.ids, _cache(pairs), earlier.carry)
 
 
 def feed(model: DeltaMemModel, row: Row, pieces: Sequence[Piece]) -> tuple[Row, Tensor]:
@@ -71,9 +74,10 @@ def feed(model: DeltaMemModel, row: Row, pieces: Sequence[Piece]) -> tuple[Row, 
             state=row.state,
             write=write[0] if len(set(write)) == 1 else torch.tensor([write], device=device),
             spans=None if spans is None else torch.tensor([spans], device=device),
+            carry=row.carry,
             logits_to_keep=1,
         )
-        row = replace(row, state=out.state, ids=row.ids + ids, cache=out.past_key_values)
+        row = replace(row, state=out.state, ids=row.ids + ids, cache=out.past_key_values, carry=out.carry)
         logits = out.logits[0, -1].float()
     return row, cast("Tensor", logits)
 
@@ -115,6 +119,7 @@ class Batch:
         self.ids = [list(r.ids) for r in rows]
         self.state = MemoryState.stack([r.state for r in rows])
         self.cache = cast("Cache", rows[0].cache) if len(rows) == 1 else _join(rows)
+        self.carry = _joined_carry(rows)
         longest = max(len(r.ids) for r in rows)
         self.mask = torch.zeros(len(rows), longest, dtype=torch.long, device=model.device)
         for index, row in enumerate(rows):
@@ -137,9 +142,10 @@ class Batch:
             past_key_values=self.cache,
             state=self.state,
             write=write[0] if len(set(write)) == 1 else torch.tensor([[w] for w in write], device=self.model.device),
+            carry=self.carry,
             logits_to_keep=1,
         )
-        self.state, self.cache = out.state, out.past_key_values
+        self.state, self.cache, self.carry = out.state, out.past_key_values, out.carry
         return cast("Tensor", out.logits[:, -1].float())
 
     def row(self, index: int) -> Row:
@@ -156,9 +162,18 @@ class Batch:
     def _row(self, index: int, own: Callable[[Tensor], Tensor]) -> Row:
         ids = tuple(self.ids[index])
         if len(self) == 1:
-            return Row(self.state, ids, self.cache)
+            return Row(self.state, ids, self.cache, self.carry)
         pairs = [[own(t[index : index + 1, :, -len(ids) :]) for t in _tensors(layer)] for layer in self.cache.layers]
-        return Row(self.state.rows(index), ids, _cache(pairs))
+        carry = None if self.carry is None else self.carry[index : index + 1].clone()
+        return Row(self.state.rows(index), ids, _cache(pairs), carry)
+
+
+def _joined_carry(rows: Sequence[Row]) -> Tensor | None:
+    carries = [r.carry for r in rows if r.carry is not None]
+    shapes = [None if r.carry is None else list(r.carry.shape) for r in rows]
+    if any(shape != shapes[0] for shape in shapes):
+        raise StateError(f"rows with carries {shapes} can't decode together, expected one shape: are they one model's?")
+    return torch.cat(carries) if carries else None
 
 
 def _tensors(layer: object) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from deltamem_agents.ops.chunked import chunked_delta_rule
+from deltamem_agents.ops.gates import floored
 from deltamem_agents.ops.naive import naive_delta_rule
 from deltamem_agents.ops.native import native_available, native_delta_rule, native_gated_delta_rule
 
@@ -11,6 +12,7 @@ __all__ = [
     "chunked_delta_rule",
     "delta_rule",
     "differentiable_delta_rule",
+    "floored",
     "naive_delta_rule",
     "native_available",
     "native_delta_rule",

@@ -177,12 +177,27 @@ def _spread_sigmoid(logits: Floats, bias: Floats, out: Floats) -> None:
 
 
 @_jit
-def _strengths(logits: Floats, bias: Floats, mode: int, keep: Floats, erase: Floats, write: Floats) -> None:
+def _close(gates: Floats, floor: np.float32) -> None:
+    """max(0, (z − c) / (1 − c)) of each gate, in place; NaN stays NaN."""
+    for i in range(gates.size):
+        gates[i] = _ZERO if gates[i] < floor else (gates[i] - floor) / (_ONE - floor)
+
+
+@_jit
+def _strengths(
+    logits: Floats, bias: Floats, floor: np.float32, mode: int, keep: Floats, erase: Floats, write: Floats
+) -> None:
     """keep, erase and write, [R], of one token from its gates: β, then λ if `bias` [1 or 2, G] has two rows."""
     kinds, count = bias.shape
     _spread_sigmoid(logits[:count], bias[0], write)
+    if floor > _ZERO:
+        _close(write, floor)
     if kinds == 2:
         _spread_sigmoid(logits[count:], bias[1], keep)
+        if floor > _ZERO:
+            for i in range(keep.size):
+                if write[i] <= _ZERO:
+                    keep[i] = _ONE
     else:
         for i in range(keep.size):
             keep[i] = _ONE - write[i]
@@ -194,24 +209,52 @@ def _strengths(logits: Floats, bias: Floats, mode: int, keep: Floats, erase: Flo
 
 
 @_jit
+def _gate_reads(logits: Floats, bias: Floats, match: Floats, floor: np.float32, reads: Floats, gates: Floats) -> None:
+    """Multiplies one token's reads, [N, r], by their gates: logits and bias [N]; match [N, R], or empty."""
+    heads, rank = reads.shape
+    for h in range(heads):
+        logit = logits[h] + bias[h]
+        if match.size > 0:
+            for i in range(heads):
+                for j in range(rank):
+                    logit += match[h, i * rank + j] * reads[i, j]
+        gates[h] = _sigmoid(logit)
+    if floor > _ZERO:
+        _close(gates, floor)
+    for h in range(heads):
+        for j in range(rank):
+            reads[h, j] *= gates[h]
+
+
+@_jit
 def fused(
     projected: Floats,
     bias: Floats,
+    read_bias: Floats,
+    match: Floats,
     state: Floats,
     writable: Bools,
+    valid: Bools,
     mode: int,
     normalize: bool,
+    gate_floor: float,
     writes: bool,
     reads: Floats,
     new_state: Floats,
+    carry: Floats,
 ) -> None:
     """`native_gated_delta_rule` into `reads` [B, T, N, r] and, if `writes`, `new_state`; every array C-contiguous.
 
-    `bias` is [1 or 2, G]. An empty `writable` stands for a mask that is true everywhere. Works in short blocks of
-    tokens that stay in cache.
+    `bias` is [1 or 2, G]. An empty mask stands for one that is true everywhere, an empty `read_bias` for no read gate,
+    an empty `carry` for no key shift; else `carry`, [B, R], is changed in place. Works in short blocks of tokens that
+    stay in cache.
     """
     batch, tokens, heads, rank = reads.shape
     width = heads * rank
+    floor = np.float32(gate_floor)
+    shifts = carry.size > 0
+    shift_at = width + read_bias.size
+    key_at = shift_at + (width if shifts else 0)
     size = min(tokens, _BLOCK)
     block = (size, heads, rank)
     columns = np.empty((heads, rank, rank), np.float32)
@@ -221,6 +264,8 @@ def fused(
     keep = np.empty((size, width), np.float32)
     erase = np.empty((size, width), np.float32)
     write = np.empty((size, width), np.float32)
+    key = np.empty(width, np.float32)
+    gates = np.empty(heads, np.float32)
     for b in range(batch):
         _transpose(state[b], columns)
         for first in range(0, tokens, _BLOCK):
@@ -229,19 +274,24 @@ def fused(
                 t = first + row
                 token = projected[b, t]
                 _direction(token[:width], rank, normalize, q[row])
-                if not writes:
-                    continue
-                if writable.size == 0 or writable[b, t]:
-                    _direction(token[width : 2 * width], rank, normalize, k[row])
-                    _copy(token[2 * width : 3 * width], v[row])
-                    _strengths(token[3 * width :], bias, mode, keep[row], erase[row], write[row])
-                else:
-                    for i in range(width):
-                        k[row, i] = _ZERO
-                        v[row, i] = _ZERO
-                        keep[row, i] = _ONE
-                        erase[row, i] = _ZERO
-                        write[row, i] = _ZERO
+                if writes:
+                    if writable.size == 0 or writable[b, t]:
+                        _copy(token[key_at : key_at + width], key)
+                        if shifts:
+                            for i in range(width):
+                                key[i] += carry[b, i]
+                        _direction(key, rank, normalize, k[row])
+                        _copy(token[key_at + width : key_at + 2 * width], v[row])
+                        _strengths(token[key_at + 2 * width :], bias, floor, mode, keep[row], erase[row], write[row])
+                    else:
+                        for i in range(width):
+                            k[row, i] = _ZERO
+                            v[row, i] = _ZERO
+                            keep[row, i] = _ONE
+                            erase[row, i] = _ZERO
+                            write[row, i] = _ZERO
+                if shifts and (valid.size == 0 or valid[b, t]):
+                    _copy(token[shift_at : shift_at + width], carry[b])
             _advance(
                 q.reshape(block),
                 k.reshape(block),
@@ -254,5 +304,9 @@ def fused(
                 count,
                 writes,
             )
+            if read_bias.size > 0:
+                for row in range(count):
+                    t = first + row
+                    _gate_reads(projected[b, t, width:], read_bias, match, floor, reads[b, t], gates)
         if writes:
             _transpose(columns, new_state[b])

@@ -74,14 +74,14 @@ def list_sessions(
     limit: Annotated[int, Query(ge=1, le=MOST)] = 100,
 ) -> dict[str, object]:
     """Sessions by name, those that begin with `prefix`; of pages, `after` is the last name of the one before."""
-    infos = service.engine.sessions(prefix=namespace.prefix + prefix)
-    later = [info for info in infos if namespace.shown(info.name) > after] if after else infos
-    page = later[:limit]
+    start = namespace.prefix + after if after else None
+    found = service.engine.store.sessions(prefix=namespace.prefix + prefix, after=start, limit=limit + 1)
+    page = found[:limit]
     last = namespace.shown(page[-1].name) if page else None
     return {
         "object": "list",
         "data": [plain_info(info, namespace.shown) for info in page],
-        "has_more": len(later) > len(page),
+        "has_more": len(found) > limit,
         "last": last,
     }
 

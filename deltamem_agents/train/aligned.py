@@ -3,8 +3,8 @@
 Random keys are a trap: hidden states share a large common part, so all keys come out alike, and a memory of two facts
 answers with either. As long as keys are alike queries have no gradient, and the other way round. So state heads begin
 with keys of value tokens and queries of the positions that ask for them which agree where the fact is the same
-(canonical correlation analysis), with values that tell tokens apart, corrections that lead back to these tokens, and
-write gates that open at values.
+(canonical correlation analysis), with values that tell tokens apart, corrections that lead back to these tokens, write
+gates that open at values, and read gates that open where a value is about to be said.
 """
 
 import random
@@ -23,7 +23,7 @@ from deltamem_agents.messages import Message
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
 from deltamem_agents.train.features import Features, TokenRow, message_tokens
-from deltamem_agents.train.fits import separator, shared_directions, token_code
+from deltamem_agents.train.fits import constant, separator, shared_directions, token_code
 
 FACTS = 1000
 KEY_DIRECTIONS, CODE_DIRECTIONS = 2, 12
@@ -34,6 +34,10 @@ CLOSED, OPEN, KEPT = -4.5, 2.5, 6.0
 """Write gates of other tokens and of values, and retention, before the sigmoid."""
 MATCH = 0.56
 """About what a matching read gives back of a value: gate times agreement of key and query."""
+READ_CLOSED, READ_OPEN = -3.5, 1.5
+"""Read gates of other tokens and of positions that are about to say a value, before the sigmoid."""
+UNKNOWN = 3.0
+"""By how much less a read gate opens, before the sigmoid, where nothing was written under the key that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Pairs:
 
     told: Tensor
     """[N, layers, H], in half precision."""
+    before: Tensor
+    """[N, layers, H]: the tokens before them."""
     asked: Tensor
     """[N, layers, H]."""
     tokens: Tensor
@@ -50,6 +56,10 @@ class Pairs:
     """[M, layers, H]: all tokens of what is told."""
     is_value: Tensor
     """bool [M]."""
+    replies: Tensor
+    """[L, layers, H]: all tokens of questions with their answers."""
+    is_asked: Tensor
+    """bool [L]."""
 
 
 @torch.no_grad()
@@ -98,33 +108,66 @@ def _align_layer(
     length: float,
     generator: torch.Generator,
 ) -> None:
-    config, device = layer.config, layer.in_proj.device
-    rank, width = config.rank, config.width
+    config, block, weight = layer.config, layer.block, layer.in_proj
+    rank, device = config.rank, weight.device
     told, asked = pairs.told[:, number].float(), pairs.asked[:, number].float()
-    shared = shared_directions(told, asked, count=KEY_DIRECTIONS * rank)
+    seen = torch.cat([told, pairs.before[:, number].float()], -1) if config.key_shift else told
+    shared = shared_directions(seen, asked, count=KEY_DIRECTIONS * rank)
     code = token_code(told, targets, count=CODE_DIRECTIONS * rank)
     opening, bias = separator(pairs.others[:, number].float(), pairs.is_value, low=CLOSED, high=OPEN)
     weighed = shared.correlation[:, None]
+    mark = 1 if config.read_gate == "match" else 0  # with it, a head's first value dimension is 1 for all that is told
     for head in heads:
         rows = torch.arange(head * rank, (head + 1) * rank, device=device)
+        coded = rows[mark:]
         mix = _orthonormal(rank, len(shared.correlation), generator).to(device) * KEY_DIRECTIONS**0.5 * KEY_SCALE
-        part = _orthonormal(rank, len(code.encode), generator).to(device)
+        part = _orthonormal(len(coded), len(code.encode), generator).to(device)
         values, back = part @ code.encode, part @ code.decode
         reached = (told @ values.T @ back).norm(dim=-1).mean() * MATCH * len(heads) ** 0.5
-        layer.in_proj[rows] = (mix @ (weighed * shared.second)).to(layer.in_proj.dtype)
-        layer.in_proj[width + rows] = (mix @ (weighed * shared.first)).to(layer.in_proj.dtype)
-        layer.in_proj[2 * width + rows] = values.to(layer.in_proj.dtype)
+        weight[block["q"].start + rows] = (mix @ (weighed * shared.second)).to(weight.dtype)
+        keys = (mix @ (weighed * shared.first)).to(weight.dtype)
+        weight[block["k"].start + rows] = keys[:, : layer.shape.hidden]
+        if config.key_shift:
+            weight[block["shift"].start + rows] = keys[:, layer.shape.hidden :]
+        weight[block["v"].start + coded] = values.to(weight.dtype)
         gates = rows if config.rankwise_gates else torch.tensor([head], device=device)
-        layer.in_proj[3 * width + gates] = opening.to(layer.in_proj.dtype)
+        weight[block["beta"].start + gates] = opening.to(weight.dtype)
         layer.gate_bias[gates] = bias.to(layer.gate_bias.dtype)
         if not config.couple_lambda:
-            layer.in_proj[3 * width + config.gates + gates] = 0.0
+            weight[block["lambda"].start + gates] = 0.0
             layer.gate_bias[config.gates + gates] = KEPT
         for name, delta in layer.delta.items():
             if name == "o":
-                delta[:, rows] = (back * (length / (reached * config.scale))).T.to(delta.dtype)
+                delta[:, coded] = (back * (length / (reached * config.scale))).T.to(delta.dtype)
+                delta[:, rows[:mark]] = 0.0
             else:
                 delta[:, rows] = delta[:, rows] / 10
+        if mark:
+            weight[block["v"].start + rows[0]] = constant(told, 1.0).to(weight.dtype)
+    if config.read_gate != "off":
+        _align_read_gate(layer, pairs, number, heads, seen)
+
+
+def _align_read_gate(layer: DeltaMemLayer, pairs: Pairs, number: int, heads: list[int], seen: Tensor) -> None:
+    """Opens read gates where a value is about to be said and, if they see what is read, was told."""
+    config, block = layer.config, layer.block
+    others = torch.cat([pairs.replies[:, number], pairs.others[:, number]]).float()
+    on = torch.cat([pairs.is_asked, torch.zeros_like(pairs.is_value)])
+    opening, bias = separator(others, on, low=READ_CLOSED, high=READ_OPEN)
+    layer.in_proj[[block["gate"].start + head for head in heads]] = opening.to(layer.in_proj.dtype)
+    layer.read_gate_bias[heads] = bias.to(layer.read_gate_bias.dtype)
+    if config.read_gate != "match":
+        return
+    keys = torch.cat([layer.in_proj[block[name]] for name in ("k", "shift")], -1)[:, : seen.shape[1]]
+    views = (seen, keys), (pairs.asked[:, number].float(), layer.in_proj[block["q"]])
+    squashed = ((x @ w.float().T).tanh().view(len(x), -1, config.rank) for x, w in views)
+    k, q = (torch.nn.functional.normalize(x, dim=-1)[:, heads] for x in squashed)  # [N, heads, r]
+    same, other = ((k.roll(shift, 0) * q).sum(-1).mean() for shift in (0, len(k) // 2))
+    strength = UNKNOWN / (same - other).clamp_min(0.1)
+    layer.read_gate_match[heads] = 0.0
+    for head in heads:
+        layer.read_gate_match[heads, head * config.rank] = (strength / len(heads)).to(layer.read_gate_match.dtype)
+    layer.read_gate_bias[heads] -= (strength * same).to(layer.read_gate_bias.dtype)
 
 
 def value_pairs(
@@ -166,16 +209,22 @@ def value_pairs(
     features = Features(model)
     said_features = features.of(statements)
     told_features = [f[list(told)] for f, (told, _) in zip(said_features, places, strict=True)]
-    asked_features = features.of(answers, keep=[torch.tensor(list(asked)) for _, asked in places])
+    before_features = [f[[n - 1 for n in told]] for f, (told, _) in zip(said_features, places, strict=True)]
+    reply_features = features.of(answers)
+    asked_features = [f[list(asked)] for f, (_, asked) in zip(reply_features, places, strict=True)]
+    is_asked = [n in asked for row, (_, asked) in zip(answers, places, strict=True) for n in range(len(row))]
     is_value = [n in told for row, (told, _) in zip(statements, places, strict=True) for n in range(len(row))]
     tokens = [row[n] for row, (told, _) in zip(statements, places, strict=True) for n in told]
     device = model.device
     return Pairs(
         told=torch.cat(told_features),
+        before=torch.cat(before_features),
         asked=torch.cat(asked_features),
         tokens=torch.tensor(tokens, device=device),
         others=torch.cat(said_features),
         is_value=torch.tensor(is_value, device=device),
+        replies=torch.cat(reply_features),
+        is_asked=torch.tensor(is_asked, device=device),
     )
 
 

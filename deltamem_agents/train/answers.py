@@ -1,12 +1,15 @@
 """Question-and-answer rows: prompts with their answers, and which positions count."""
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from deltamem_agents.adapter import DeltaMemModel, DeltaMemOutput
 from deltamem_agents.backbone.load import context_length
@@ -35,6 +38,12 @@ class AnswerRows:
     def to(self, device: torch.device) -> "AnswerRows":
         """The same rows on another device."""
         return AnswerRows(*(x.to(device) for x in (self.ids, self.mask, self.write, self.at, self.targets)))
+
+    def sampled(self, count: int, rng: random.Random) -> "tuple[AnswerRows, list[int]]":
+        """The same rows with at most `count` of the positions that count, drawn at random, and which, ascending."""
+        width = self.at.shape[1]
+        kept = sorted(rng.sample(range(width), min(count, width)))
+        return replace(self, at=self.at[:, kept], targets=self.targets[:, kept]), kept
 
 
 def answer_rows(
@@ -128,24 +137,57 @@ def answer_logits(model: DeltaMemModel, rows: AnswerRows, state: MemoryState | N
     Raises:
         TrainingError: a row is longer than the backbone's context.
     """
+    if state is not None:
+        return answer_logits_and_gates(model, rows, state, gates=False)[0]
+    return torch.as_tensor(_plain(model, rows).logits).float()
+
+
+def answer_states(model: DeltaMemModel, rows: AnswerRows) -> Tensor:
+    """What the frozen backbone's output layer is given at the answers, without a memory: [B, A, H]."""
+    given: list[Tensor] = []
+    head = model.backbone.get_output_embeddings()  # type: ignore[no-untyped-call]
+    handle = head.register_forward_hook(lambda module, args, out: given.append(args[0]))
+    try:
+        _plain(model, rows)
+    finally:
+        handle.remove()
+    return given[0]
+
+
+def _plain(model: DeltaMemModel, rows: AnswerRows) -> CausalLMOutputWithPast:
+    _check_length(model, rows)
+    with _predictions_at(model, rows.at):
+        return cast(
+            "CausalLMOutputWithPast",
+            model.backbone(
+                input_ids=rows.ids,
+                attention_mask=rows.mask,
+                position_ids=(rows.mask.cumsum(-1) - 1).clamp_min(0),
+                use_cache=False,
+            ),
+        )
+
+
+def answer_logits_and_gates(
+    model: DeltaMemModel, rows: AnswerRows, state: MemoryState, *, gates: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """`answer_logits`, and how far reads opened at each token: float32 [B, T, layers, N], None without read gates."""
+    _check_length(model, rows)
+    write = False if model.adapter.config.spans else rows.write
+    with _predictions_at(model, rows.at):
+        out: DeltaMemOutput = model(
+            rows.ids, rows.mask, state=state, write=write, use_cache=False, read_gates=gates
+        )
+    return out.logits.float(), out.read_gates
+
+
+def _check_length(model: DeltaMemModel, rows: AnswerRows) -> None:
     tokens, limit = rows.ids.shape[1], context_length(model.backbone)
     if tokens > limit:
         raise TrainingError(
             f"a prompt with its answer has {tokens} tokens, the backbone attends to {limit}: shorten the window "
             "of that episode, or move messages to earlier"
         )
-    with _predictions_at(model, rows.at):
-        if state is None:
-            out = model.backbone(
-                input_ids=rows.ids,
-                attention_mask=rows.mask,
-                position_ids=(rows.mask.cumsum(-1) - 1).clamp_min(0),
-                use_cache=False,
-            )
-            return torch.as_tensor(out.logits).float()
-        write = False if model.adapter.config.spans else rows.write
-        found: DeltaMemOutput = model(rows.ids, rows.mask, state=state, write=write, use_cache=False)
-        return found.logits.float()
 
 
 @contextmanager

@@ -121,20 +121,24 @@ def initial_adapter(recipe: Recipe, backbone: nn.Module) -> tuple[DeltaMemAdapte
 @torch.no_grad()
 def copy_heads(old: DeltaMemLayer, new: DeltaMemLayer) -> None:
     """Copies a layer's weights into the first state heads of one that has as many or more."""
-    few, many = old.config, new.config
-    start_old = start_new = 0
+    few = old.config
+    for name, rows in old.block.items():
+        start = new.block[name].start
+        new.in_proj[start : start + rows.stop - rows.start] = old.in_proj[rows]
     kinds = 1 if few.couple_lambda else 2
-    for size_old, size_new in [*[(few.width, many.width)] * 3, *[(few.gates, many.gates)] * kinds]:
-        new.in_proj[start_new : start_new + size_old] = old.in_proj[start_old : start_old + size_old]
-        start_old, start_new = start_old + size_old, start_new + size_new
     for kind in range(kinds):
         gates = old.gate_bias[kind * few.gates : (kind + 1) * few.gates]
-        new.gate_bias[kind * many.gates : kind * many.gates + few.gates] = gates
+        start = kind * new.config.gates
+        new.gate_bias[start : start + few.gates] = gates
     for name, delta in old.delta.items():
         new.delta[name][:, : few.width] = delta
-    for name, parameter in old.named_parameters():
-        if name in ("delta_scale_raw", "delta_o_rmsnorm_weight"):
-            getattr(new, name).copy_(parameter)
+    if few.read_gate != "off":
+        new.read_gate_bias[: few.num_state_heads] = old.read_gate_bias
+    if few.read_gate == "match":
+        new.read_gate_match[: few.num_state_heads, : few.width] = old.read_gate_match
+    for name in ("delta_scale_raw", "delta_o_rmsnorm_weight"):
+        if hasattr(old, name):
+            getattr(new, name).copy_(getattr(old, name))
 
 
 def _saved_adapter(path: Path, recipe: Recipe, backbone: nn.Module) -> DeltaMemAdapter:

@@ -1,7 +1,7 @@
 """An episode: what was said earlier, and a question that only the memory of it can answer. As data, and as files."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -48,6 +48,8 @@ class Episode(BaseModel):
     """Positions in `earlier` that tell nothing worth keeping."""
     tags: tuple[str, ...] = ()
     """Free labels, for telling kinds apart."""
+    shown: bool = False
+    """Whether the window may show what is asked for, as recent messages do that still stand in the prompt."""
 
     @property
     def value(self) -> str:
@@ -68,17 +70,40 @@ class Episode(BaseModel):
         """Positions in `prompt` of replies that are learnt."""
         return tuple(len(self.window) + 2 * i + 1 for i in range(len(self.exchanges)))
 
+    def with_last_shown(self, turns: int, replies: Sequence[str]) -> Self:
+        """The same with its last turns in the prompt, not in the memory, as a window of recent messages shows them.
+
+        Args:
+            turns: how many user messages, with what was replied to them, move into the window; some of `earlier` stay.
+            replies: what the assistant says in them, one for each turn; "" leaves the reply that is there.
+        """
+        starts = [n for n, m in enumerate(self.earlier) if m.role == "user"][1:][-turns:] if turns else []
+        if not starts:
+            return self
+        moved = list(self.earlier[starts[0] :])
+        for reply, start in zip(replies, starts, strict=False):
+            place = start - starts[0] + 1
+            if reply and place < len(moved) and moved[place].role == "assistant":
+                moved[place] = Message(role="assistant", content=reply)
+        kept = {
+            "earlier": self.earlier[: starts[0]],
+            "window": (*self.window, *moved),
+            "talk": tuple(t for t in self.talk if t < starts[0]),
+            "shown": True,
+        }
+        return self.model_copy(update=kept)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         absent = [v for v in self.values if not contains(self.answer, v)]
         if absent:
             raise ValueError(f"answer {self.answer!r} does not contain {absent[0]!r}, which values asks of it")
-        for position, message in enumerate(self.window):
+        for position, message in enumerate(() if self.shown else self.window):
             shown = [v for v in self.values or (self.answer,) if contains(message.content, v)]
             if shown:
                 raise ValueError(
                     f"window message {position} shows {shown[0]!r}, so the answer needs no memory: move that message "
-                    "to earlier"
+                    "to earlier, or set shown"
                 )
         for position, exchange in enumerate(self.exchanges):
             shown = [v for v in self.values or (self.answer,) if contains(exchange.answer, v)]

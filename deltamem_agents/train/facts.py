@@ -1,4 +1,4 @@
-"""Values that facts have: closed lists, an open vocabulary, made-up names, dates and numbers.
+"""Values that facts have: closed lists, an open vocabulary, made-up names, and composed ones such as dates and codes.
 
 All but the lists and ages have a held-out part, which never occurs in training, not even inside another word: what no
 training text contains as a string, none contains as a sequence of tokens, whatever the tokenizer.
@@ -6,8 +6,8 @@ training text contains as a string, none contains as a sequence of tokens, whate
 
 import random
 import re
-import zlib
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,64 +15,32 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from deltamem_agents.train.attributes import Attribute, Phrasings, Split
+from deltamem_agents.train.attributes import (
+    ATTRIBUTES,
+    HELD_OUT_ATTRIBUTES,
+    OPENINGS,
+    Attribute,
+    Phrasings,
+    Split,
+    other_side,
+    words_of,
+)
+from deltamem_agents.train.composed import COMPOSED, compose, held_out
 
-VALUES: dict[str, tuple[str, ...]] = {
-    "person": tuple(
-        "Anna Boris Carla David Elena Felix Greta Hugo Irene Jonas Klara Liam Maria Nora Oscar Paula Quentin Rosa "
-        "Simon Tara Ulrich Vera Walter Xenia Yusuf Zoe Amir Bianca Cedric Dana Emil Fiona".split()
-    ),
-    "city": tuple(
-        "Oslo Lisbon Vienna Prague Dublin Madrid Berlin Paris Rome Athens Cairo Lagos Nairobi Delhi Tokyo Seoul Sydney "
-        "Boston Chicago Denver Seattle Toronto Lima Havana Zurich Geneva Warsaw Munich".split()
-    ),
-    "job": tuple(
-        "teacher,nurse,farmer,lawyer,baker,pilot,painter,plumber,dentist,chemist,engineer,librarian,carpenter,"
-        "journalist,butcher,florist,mechanic,musician,architect,translator".split(",")
-    ),
-    "pet": tuple(
-        "Rex Bella Max Luna Charlie Milo Daisy Rocky Coco Buddy Simba Nala Toby Ruby Oreo Pepper Ginger Bruno Shadow "
-        "Biscuit".split()
-    ),
-    "food": tuple(
-        "pizza,sushi,pasta,curry,salad,soup,bread,cheese,chocolate,pancakes,tacos,noodles,rice,lasagna,dumplings,steak,"
-        "mushrooms,strawberries".split(",")
-    ),
-    "color": (
-        "red", "blue", "green", "yellow", "purple", "orange", "pink", "brown", "black", "white", "turquoise", "gray"
-    ),
-    "hobby": tuple(
-        "painting,chess,fishing,cycling,gardening,swimming,climbing,dancing,cooking,photography,hiking,knitting,running,"
-        "sailing,pottery,archery".split(",")
-    ),
-    "word": tuple(
-        "apple,river,candle,mountain,falcon,garden,silver,thunder,window,pencil,bridge,castle,lantern,marble,ocean,"
-        "rocket,tiger,violin,walnut,zebra".split(",")
-    ),
-    "drink": ("coffee", "tea", "milk", "water", "juice", "cocoa", "lemonade", "beer", "wine", "cider"),
-    "instrument": ("piano", "guitar", "violin", "flute", "drums", "cello", "trumpet", "harp", "clarinet", "banjo"),
-    "company": ("Siemens", "Toyota", "Nokia", "Philips", "Boeing", "Canon", "Lego", "Ikea", "Volvo", "Bosch", "Intel"),
-}
-MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-)  # fmt: skip
-GENERATED = ("date", "number", "age")
-"""Kinds of values that are composed, not listed."""
+_LISTS = tomllib.loads((files("deltamem_agents.train") / "data" / "values.toml").read_text(encoding="utf-8"))
+VALUES: dict[str, tuple[str, ...]] = {kind: tuple(found) for part in _LISTS.values() for kind, found in part.items()}
+"""Typical values by kind."""
+GENERATED = (*COMPOSED, *_LISTS["few"])
+"""Kinds of values that open ones never take the place of: composed, or one of a few."""
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w x z".split()
 _VOWELS = "a e i o u ai ee oa ou y".split()
 _CODAS = "n r l s x k m nd rt lm th ck v sk".split()
 
 
-def _held_out(text: str) -> bool:
-    """A tenth of all texts, the same on every machine."""
-    return zlib.crc32(text.encode()) % 10 == 0
-
-
 _SYLLABLES: dict[Split, list[str]] = {"train": [], "test": []}
 for _syllable in (onset + vowel for onset in _ONSETS for vowel in _VOWELS):
-    _SYLLABLES["test" if _held_out(_syllable) else "train"].append(_syllable)
+    _SYLLABLES["test" if held_out(_syllable) else "train"].append(_syllable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +51,36 @@ class Fact:
     value: str
     who: str | None = None
 
+    @property
+    def about(self) -> tuple[str, str | None]:
+        """What it tells, and of whom: facts that share it rule each other out."""
+        return self.attribute.name, self.who
+
     def phrasings(self, split: Split) -> Phrasings:
         """How `split` says it."""
         return self.attribute.phrasings(split, about=self.who is not None)
 
+    def statement(self, rng: random.Random, split: Split, *, opening: bool = True) -> str:
+        """One of the ways in which the user tells it, with a "By the way, " or the like before it only if `opening`."""
+        ways = self.phrasings(split).statements
+        if not opening:
+            ways = tuple(way for way in ways if not way.startswith(OPENINGS)) or ways
+        if self.who and self.who.startswith("my "):
+            ways = tuple(way for way in ways if "friend" not in way)  # "my friend my sister" is nobody
+        return self.say(rng.choice(ways))
+
     def say(self, template: str) -> str:
-        """A phrasing with this fact's value and person."""
-        return template.format(self.value, who=self.who)
+        """A phrasing with this fact's value and person, as the user says it."""
+        return _sentence(template.format(self.value, who=self.who))
+
+    def reply(self, template: str) -> str:
+        """An answer with this fact's value and person: who is "my sister" to the user is "your sister" in it."""
+        return _sentence(template.format(self.value, who=self.who and other_side(self.who)))
+
+
+def _sentence(text: str) -> str:
+    """A sentence begins with a capital, unless with a value as it is written."""
+    return text[0].upper() + text[1:] if text.startswith(("my ", "your ")) else text
 
 
 def made_up_word(rng: random.Random, split: Split = "train") -> str:
@@ -136,6 +127,12 @@ class ValueMix(NamedTuple):
     """Share of open values that are capitalised where names are usual."""
 
 
+@cache
+def _said_words() -> frozenset[str]:
+    """The words of all phrasings: no open value is one of them, or a question might show it."""
+    return frozenset().union(*(attribute.words for attribute in (*ATTRIBUTES, *HELD_OUT_ATTRIBUTES)))
+
+
 class Values:
     """Draws values: from closed lists that training and test share, or open ones that they do not.
 
@@ -144,25 +141,56 @@ class Values:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        self.test_words = sorted(held_out_words())
-        self.train_words = sorted(w for w in set(words) if not holds_held_out_word(w))
+        self.test_words = sorted(held_out_words() - _said_words())
+        self.train_words = sorted(w for w in set(words) - _said_words() if not holds_held_out_word(w))
         self._training_text = " ".join(self.train_words)
 
     def draw(self, kind: str, rng: random.Random, *, split: Split, mix: ValueMix) -> str:
-        """A value of `kind`: composed, or from the closed list, or with probability `open_share` an open one."""
-        if kind in GENERATED:
-            return _generate(kind, rng, split)
-        if rng.random() >= mix.open_share:
+        """A value of `kind`: composed, or from the closed list, or with probability `open_share` an open one.
+
+        Where typical values consist of several words, an open word takes the place of one of them.
+        """
+        if kind in COMPOSED:
+            return compose(kind, rng, split)
+        if kind in GENERATED or rng.random() >= mix.open_share:
             return rng.choice(VALUES[kind])
         word = self._made_up(rng, split) if rng.random() < mix.made_up else self._word(rng, split)
+        like = rng.choice(VALUES[kind])
+        if not like.isalpha():
+            found = _CONTENT_WORD.search(like) if like.islower() else rng.choice(list(_CONTENT_WORD.finditer(like)))
+            assert found is not None, like
+            return like[: found.start()] + (word if like.islower() else word.capitalize()) + like[found.end() :]
         proper = VALUES[kind][0][0].isupper()
         return word.capitalize() if proper and rng.random() < mix.capitals else word
 
-    def other(self, kind: str, not_these: Sequence[str], rng: random.Random, *, split: Split, mix: ValueMix) -> str:
-        """A value of `kind` that is none of `not_these`."""
-        while (value := self.draw(kind, rng, split=split, mix=mix)).lower() in {v.lower() for v in not_these}:
-            pass
-        return value
+    def other(
+        self,
+        kind: str,
+        not_these: Sequence[str],
+        rng: random.Random,
+        *,
+        split: Split,
+        mix: ValueMix,
+        said: Iterable[Attribute] = (),
+    ) -> str:
+        """A value of `kind` that neither is nor holds any of `not_these`, nor is held by one.
+
+        Args:
+            kind: which.
+            not_these: values that are taken.
+            rng: draws it.
+            split: training's values or those of the test.
+            mix: how open values are.
+            said: attributes that are spoken of; no phrasing of theirs shows the value.
+        """
+        taken = [words_of(value) for value in not_these]
+        while True:
+            value = self.draw(kind, rng, split=split, mix=mix)
+            words = words_of(value)
+            if not any(words <= other or other <= words for other in taken) and not any(
+                words <= attribute.words for attribute in said
+            ):
+                return value
 
     def _word(self, rng: random.Random, split: Split) -> str:
         words = self.test_words if split == "test" else self.train_words
@@ -171,19 +199,15 @@ class Values:
     def _made_up(self, rng: random.Random, split: Split) -> str:
         while True:
             word = made_up_word(rng, split)
+            if word in _said_words():
+                continue
             if split == "test" and word not in self._training_text:
                 return word
             if split == "train" and not holds_held_out_word(word):
                 return word
 
 
-def _generate(kind: str, rng: random.Random, split: Split) -> str:
-    if kind == "age":
-        return str(rng.randint(18, 95))  # too few to hold some out
-    while True:  # two digits always: "May 1" would be part of "May 14"
-        value = f"{rng.choice(MONTHS)} {rng.randint(10, 28)}" if kind == "date" else str(rng.randint(1000, 9999))
-        if _held_out(value) == (split == "test"):
-            return value
+_CONTENT_WORD = re.compile(r"\b(?!the\b|and\b)[a-z]{3,}", re.IGNORECASE)
 
 
 def vocabulary_words(vocabulary: Sequence[str]) -> list[str]:

@@ -69,6 +69,11 @@ def separator(x: Tensor, on: Tensor, *, low: float, high: float, ridge: float = 
     return weights, low - (x[~on] @ weights).mean()
 
 
+def constant(x: Tensor, value: float, *, ridge: float = 0.01) -> Tensor:
+    """Weights [H] with which rows x [N, H] give about `value`, all of them: by what they have in common."""
+    return torch.as_tensor(torch.linalg.solve(_moments(x, ridge), value * x.mean(0)))
+
+
 def regression(x: Tensor, wanted: Tensor, *, ridge: float = 0.1) -> Tensor:
     """Weights [H] of ridge regression from centred rows x [N, H] to centred `wanted` [N]."""
     centred = x - x.mean(0)

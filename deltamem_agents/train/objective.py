@@ -6,12 +6,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.state import MemoryState
-from deltamem_agents.train.answers import AnswerRows, answer_logits, answer_rows, prose_rows
+from deltamem_agents.train.answers import (
+    AnswerRows,
+    answer_logits,
+    answer_logits_and_gates,
+    answer_rows,
+    answer_states,
+    prose_rows,
+)
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import Episode
 from deltamem_agents.train.features import Features
@@ -38,14 +46,14 @@ class Batch:
     """Episodes that are trained on together."""
 
     episodes: tuple[Episode, ...]
-    others: tuple[Episode, ...]
-    """Episodes whose memories unrelated prompts are put to."""
     unrelated: tuple[tuple[Unrelated, bool], ...]
-    """Those prompts, or pieces of prose, and whether the memory is full or empty."""
+    """Prompts, or pieces of prose, put to the episodes' memories in turn, and whether those are full or empty."""
     together: bool
     """Whether earlier messages are encoded as a conversation."""
     bare: bool
     """Whether questions come without the default system prompt."""
+    seed: int = 0
+    """Of what is sampled of it later."""
 
 
 class Objective:
@@ -58,6 +66,7 @@ class Objective:
         self.template = ChatTemplate(tokenizer)
         self.features = Features(model, budget=recipe.feature_cache_mb * 1_000_000)
         self._unrelated: dict[bool, list[Unrelated]] = {}
+        self._plain: dict[Unrelated, Tensor] = {}
 
     def draw(self, step: int, rng: random.Random) -> Batch:
         """The next batch, of the planned `step`."""
@@ -68,27 +77,33 @@ class Objective:
             stage = recipe.stages[rng.randrange(current)]
         together, bare = rng.random() < stage.together, rng.random() < stage.bare
         facts = rng.choice(stage.facts)  # one number for the batch: rows of about one length need little padding
+        visible = bool(stage.visible) and rng.random() < stage.visible
+        if visible:  # long prompts: few rows, one question each
+            together, facts = True, min(facts, 3)
+            talk = min(stage.other_talk, 2)
+            stage = stage.model_copy(update={"questions": 1, "filler": (0,), "other_talk": talk})
         stage = stage.model_copy(update={"facts": (facts,)})
-        count = max(2, recipe.rows // min(facts, stage.questions))
+        count = max(2, recipe.rows // (2 if visible else min(facts, stage.questions)))
         episodes = tuple(self.data.draw(stage, rng, together=together) for _ in range(count))
-        others: tuple[Episode, ...] = ()
+        if visible:
+            replies = [u.reply for u in self._kinds()[False]]
+            episodes = tuple(_with_window(e, replies, rng) for e in episodes)
         unrelated: tuple[tuple[Unrelated, bool], ...] = ()
         if recipe.losses.plain and stage.unrelated_every and step % stage.unrelated_every == 0:
             kind = self._kinds()[rng.random() < recipe.prose]
             chosen = [rng.choice(kind) for _ in range(recipe.unrelated)]
-            others = tuple(self.data.draw(stage, rng, together=together) for _ in chosen)
             unrelated = tuple((u, rng.random() < 0.7) for u in chosen)
-        return Batch(episodes, others, unrelated, together, bare)
+        return Batch(episodes, unrelated, together, bare, rng.getrandbits(32))
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss of a batch, and figures for the log."""
-        weights, count = self.recipe.losses, len(batch.episodes)
+        weights = self.recipe.losses
         written = self.write(
-            [*batch.episodes, *batch.others],
+            batch.episodes,
             together=batch.together,
             gate_gradients=weights.sparsity + weights.idle > 0,
         )
-        own = written.state.rows(slice(count))
+        own = written.state
         rows = self.rows(batch.episodes, bare=batch.bare)
         logits = answer_logits(self.model, rows, own)
         parts: dict[str, tuple[float, Tensor]] = {}
@@ -100,15 +115,21 @@ class Objective:
             swapped = answer_logits(self.model, rows, MemoryState(own.tensor.roll(1, 0)))
             beaten = answer_log_probs(logits, rows.targets), answer_log_probs(swapped, rows.targets)
             parts["margin"] = weights.margin, own_beats_swapped(*beaten, margin=weights.margin_nats)
+        figures: dict[str, float] = {}
         if batch.unrelated:
-            parts["plain"] = weights.plain, self._drift(batch, written.state.rows(slice(count, None)))
+            drift, opened = self._drift(batch, own)
+            parts["plain"] = weights.plain, drift
+            if opened is not None:
+                figures["read_gates_plain"] = opened.item()
+                if weights.gate:
+                    parts["gate"] = weights.gate, opened
         if weights.sparsity:
             parts["sparsity"] = weights.sparsity, gate_mean(written.beta, written.on)
         idle = written.on & written.talk
         if weights.idle and bool(idle.any()):
             parts["idle"] = weights.idle, gate_mean(written.beta, idle)
         loss = torch.stack([weight * part for weight, part in parts.values()]).sum()
-        figures = {f"{name}_loss": part.item() for name, (_, part) in parts.items()}
+        figures |= {f"{name}_loss": part.item() for name, (_, part) in parts.items()}
         figures["exact"] = exact(logits, rows.targets).float().mean().item()
         figures["beta_facts"] = gate_mean(written.beta, written.on & ~written.talk).item()
         if bool(idle.any()):
@@ -155,17 +176,32 @@ class Objective:
         on = (rows.targets != IGNORED) & knows[:, None]
         return distillation(logits, teacher, on, top_k=self.recipe.losses.distillation_top_k)
 
-    def _drift(self, batch: Batch, state: MemoryState) -> Tensor:
-        template, roles = self.template, self.model.adapter.config.absorb_roles
-        replies = [u.reply for u, _ in batch.unrelated]
-        prompts = [[u.prompt] for u, _ in batch.unrelated if u.prompt is not None]
-        rows = answer_rows(template, prompts, replies, roles=roles) if prompts else prose_rows(template, replies)
-        rows = rows.to(self.model.device)
-        full = torch.tensor([full for _, full in batch.unrelated], device=self.model.device)
+    def _drift(self, batch: Batch, state: MemoryState) -> tuple[Tensor, Tensor | None]:
+        """KL to the plain backbone where nothing may change, and how far reads opened there."""
+        chosen = [u for u, _ in batch.unrelated]
+        rows, places = self._plain_rows(chosen).sampled(self.recipe.losses.plain_positions, random.Random(batch.seed))
+        rows, head = rows.to(self.model.device), self.model.backbone.get_output_embeddings()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            plain = answer_logits(self.model, rows, None)
-        logits = answer_logits(self.model, rows, MemoryState(state.tensor * full.view(-1, 1, 1, 1, 1)))
-        return plain_divergence(logits, plain, rows.targets != IGNORED)
+            given = [self._plain_predictions(u) for u in chosen]
+            known = pad_sequence([x[[p for p in places if p < len(x)]] for x in given], batch_first=True)
+            plain = head(known.to(self.model.device)).float()
+        full = torch.tensor([full for _, full in batch.unrelated], device=self.model.device)
+        memories = state.tensor[torch.arange(len(chosen)) % len(state)] * full.view(-1, 1, 1, 1, 1)
+        logits, gates = answer_logits_and_gates(self.model, rows, MemoryState(memories))
+        opened = None if gates is None else gates[rows.mask.bool()].mean()
+        return plain_divergence(logits, plain, rows.targets != IGNORED), opened
+
+    def _plain_rows(self, unrelated: Sequence[Unrelated]) -> AnswerRows:
+        template, roles = self.template, self.model.adapter.config.absorb_roles
+        replies, prompts = [u.reply for u in unrelated], [[u.prompt] for u in unrelated if u.prompt is not None]
+        return answer_rows(template, prompts, replies, roles=roles) if prompts else prose_rows(template, replies)
+
+    def _plain_predictions(self, unrelated: Unrelated) -> Tensor:
+        """What the plain backbone's output layer is given where the reply counts, [A, H]; computed once, then kept."""
+        if unrelated not in self._plain:
+            with torch.no_grad():
+                self._plain[unrelated] = answer_states(self.model, self._plain_rows([unrelated]))[0].cpu()
+        return self._plain[unrelated]
 
     def _kinds(self) -> dict[bool, list[Unrelated]]:
         """What must not change: prompts with their replies, and prose (True)."""
@@ -175,3 +211,9 @@ class Objective:
             prompts = plain_replies(model, template, self.data, prose=prose[: len(prose) // 2], seed=seed)
             self._unrelated = {False: prompts, True: [Unrelated(None, text) for text in prose] or prompts}
         return self._unrelated
+
+
+def _with_window(episode: Episode, replies: Sequence[str], rng: random.Random) -> Episode:
+    """The episode with its last one to four turns in the prompt, more than half of their replies the plain model's."""
+    chosen = [rng.choice(replies) if rng.random() < 0.6 else "" for _ in range(rng.randint(1, 4))]
+    return episode.with_last_shown(len(chosen), chosen)

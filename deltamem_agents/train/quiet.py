@@ -51,7 +51,7 @@ def quieten_gates(
         x = features[:, number].float()
         weights = regression(x, amount * tells.float())
         shift = (x[tells] @ weights).mean()
-        config, start = layer.config, 3 * layer.config.width
+        config, start = layer.config, layer.block["beta"].start
         signs = torch.ones(len(layer.gate_bias), device=model.device)
         if not config.couple_lambda:
             signs[config.gates :] = -1

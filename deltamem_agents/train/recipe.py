@@ -35,6 +35,8 @@ class Stage(EpisodeMix):
     """Share of episodes that come from the recipe's `data`, not from the generators."""
     unrelated_every: int = Field(default=0, ge=0)
     """Every so many steps also carry rows that must answer as the plain backbone does; 0: none do."""
+    visible: float = Field(default=0.0, ge=0, le=1)
+    """Share of batches in which the last turns stand in the prompt too, half of their replies the plain model's."""
 
 
 class Source(BaseModel):
@@ -75,6 +77,10 @@ class Losses(BaseModel):
     """Mean write gate over written tokens."""
     idle: float = Field(default=0.0, ge=0)
     """Mean write gate over written tokens of messages that tell nothing."""
+    gate: float = Field(default=0.0, ge=0)
+    """Mean read gate over the rows that must answer as the plain backbone does."""
+    plain_positions: int = Field(default=20, ge=1)
+    """At how many tokens a row, drawn at random, those rows are compared with the plain backbone."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -109,8 +115,8 @@ class Recipe(BaseModel):
 
     model: str = BUNDLED
     """The backbone: "bundled", a folder, or a hub id."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen backbone; bfloat16 is faster where the hardware has it. The adapter learns in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen backbone; "auto" is bfloat16 where the hardware computes in it. The adapter learns in float32."""
     adapter: DeltaMemConfig = DeltaMemConfig()
     """Options of the adapter."""
     init_adapter: Path | None = None

@@ -8,22 +8,11 @@ from pathlib import Path
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.train.attributes import Split
 from deltamem_agents.train.facts import holds_held_out_word
+from deltamem_agents.train.phrases import phrases
 
 ACKNOWLEDGEMENTS = (
     "Got it.", "Thanks for telling me.", "That's nice to know.", "Okay, noted.", "Great!", "Nice to hear that.",
     "I see. How can I help you today?", "That sounds wonderful!", "Thank you for sharing that with me.",
-)  # fmt: skip
-
-SMALL_TALK = (
-    "How are you today?", "The weather is lovely this morning.", "What is the capital of France?", "Tell me a joke.",
-    "I slept badly last night.", "Can you recommend a good movie?", "It rained all day yesterday.", "Thanks a lot!",
-    "What is two plus two?", "I am a bit tired.", "Do you like music?", "Let's talk about something else.",
-    "Good morning!", "How does a bicycle work?", "What should I cook tonight?", "My train was late again.",
-    "I read the news today.", "Why is the sky blue?", "Write a short sentence about autumn.", "That is interesting.",
-    "What can you do?", "Give me a tip for staying healthy.", "I went to the market this morning.",
-    "How do plants grow?", "Explain gravity.", "The bus was very crowded.", "Who wrote Romeo and Juliet?",
-    "Name three fruits.", "I watched a film last night.", "What is a computer?", "How long is a marathon?",
-    "Can you help me with my homework?", "My neighbour is very loud.",
 )  # fmt: skip
 
 SYSTEM_PROMPTS: dict[Split, tuple[str, ...]] = {
@@ -61,6 +50,14 @@ _TIMES = (
 )  # fmt: skip
 
 
+def small_talk(rng: random.Random, split: Split) -> str:
+    """Something that tells nothing: small talk of some kind, or a question that no memory is needed for."""
+    return rng.choice(rng.choice(list(phrases(rng.choice(_SMALL_TALK))[split].values())))
+
+
+_SMALL_TALK = ("small_talk", "small_talk", "general_questions")
+
+
 def rough_tokens(text: str) -> int:
     """About how many tokens a chat message costs: four for three words, and what the template puts around it."""
     return len(text.split()) * 4 // 3 + 6
@@ -96,18 +93,18 @@ class Talk:
             )
         return cls(sentences, count=count)
 
-    def sentence(self, rng: random.Random) -> str:
+    def sentence(self, rng: random.Random, split: Split = "train") -> str:
         """One sentence, given or built in."""
         if self.sentences and rng.random() < 0.7:
             return rng.choice(self.sentences)
-        if rng.random() < 0.3:
-            return rng.choice(SMALL_TALK)
+        if rng.random() < 0.5:
+            return small_talk(rng, split)
         return " ".join(rng.choice(part) for part in (_SUBJECTS, _VERBS, _OBJECTS, _TIMES)) + "."
 
-    def messages(self, tokens: int, rng: random.Random) -> list[str]:
+    def messages(self, tokens: int, rng: random.Random, split: Split = "train") -> list[str]:
         """Messages of one to four sentences that together cost `tokens` tokens or a few more."""
         messages: list[str] = []
         while tokens > 0:
-            messages.append(" ".join(self.sentence(rng) for _ in range(rng.randint(1, 4))))
+            messages.append(" ".join(self.sentence(rng, split) for _ in range(rng.randint(1, 4))))
             tokens -= self.count(messages[-1])
         return messages

@@ -5,22 +5,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-
-import torch
-from torch import Tensor
+from pathlib import Path
 
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.messages import Message
 from deltamem_agents.train.agents import tool_turn
-from deltamem_agents.train.answers import answer_rows
+from deltamem_agents.train.attributes import Split
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
 from deltamem_agents.train.facts import holds_held_out_word
-from deltamem_agents.train.talk import SMALL_TALK
+from deltamem_agents.train.generated import Progress, generate
+from deltamem_agents.train.phrases import phrases
 
-ROWS = 32
-"""How many texts are generated together."""
+TOLD = EpisodeMix(open_share=0.3, dates=0.2, people=0.2, inside=0.2, paired=0.2)
+"""How the statements are drawn that a reply of the plain backbone follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +38,38 @@ def plain_replies(
     *,
     prose: Sequence[str] = (),
     seed: int,
-    each: int = 40,
-    made_up: int = 160,
+    count: int = 252,
     length: int = 32,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> list[Unrelated]:
-    """The plain backbone's greedy replies to small talk, statements, requests, and to prompts it makes up itself.
+    """The plain backbone's greedy replies: a third to general questions, a third to statements and small talk.
 
-    Some of the last have a passage of prose before them, as a long prompt would.
+    The last third are requests to tools, and prompts that the backbone makes up itself, some of them with a passage of
+    prose before them, as a long prompt would.
 
     Args:
         model: the model; its memory is not used.
         template: renders the prompts.
         data: makes the statements.
         prose: passages for long prompts.
-        seed: draws them.
-        each: how many statements, and how many requests to tools at most.
-        made_up: how many prompts of its own at most.
+        seed: draws the prompts.
+        count: how many replies at most.
         length: tokens a reply.
+        cache_dir: where what is generated is kept; default: the user's cache.
+        progress: told how many replies are there.
     """
-    rng = random.Random(seed)
-    mix = EpisodeMix(open_share=0.3)
-    told = [data.generate(mix, rng, split="train").earlier[0].content for _ in range(each)]
-    asked = [tool_turn(rng, "train")[0].content for _ in range(each)]
-    own = own_prompts(model, template, count=made_up, seed=seed)
-    long = [f"{text}\n\n{ask}" for text, ask in zip(prose, own[::-1], strict=False)]
-    prompts = list(dict.fromkeys((*SMALL_TALK, *told, *asked, *own, *long)))
-    replies = _replies(model, template, prompts, length=length)
+    rng, third = random.Random(seed), count // 3
+    questions = general_questions("train")
+    asked = rng.sample(questions, min(third, len(questions)))
+    talk = [text for kind in phrases("small_talk")["train"].values() for text in kind]
+    talk = rng.sample(talk, min(third // 2, len(talk)))
+    told = [data.generate(TOLD, rng, split="train").earlier[0].content for _ in range(third - len(talk))]
+    wanted = [tool_turn(rng, "train")[0].content for _ in range(third // 4)]
+    own = own_prompts(model, template, count=third // 2, seed=seed, cache_dir=cache_dir, progress=progress)
+    long = [f"{text}\n\n{ask}" for text, ask in zip(prose, own[::-1], strict=False)][: third // 4]
+    prompts = list(dict.fromkeys((*asked, *talk, *told, *wanted, *own, *long)))
+    replies = generate(model, template, prompts, length=length, cache_dir=cache_dir, progress=progress)
     return [
         Unrelated(Message(role="user", content=text), kept)
         for text, reply in zip(prompts, replies, strict=True)
@@ -72,7 +77,21 @@ def plain_replies(
     ]
 
 
-def plain_prose(model: DeltaMemModel, template: ChatTemplate, *, count: int, seed: int, length: int = 128) -> list[str]:
+def general_questions(split: Split) -> list[str]:
+    """Questions that no memory is needed for: general knowledge, arithmetic, lists, translation, definitions."""
+    return [text for kind in phrases("general_questions")[split].values() for text in kind]
+
+
+def plain_prose(
+    model: DeltaMemModel,
+    template: ChatTemplate,
+    *,
+    count: int = 96,
+    seed: int,
+    length: int = 128,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
     """Prose of the plain backbone: sampled replies to prompts it makes up itself.
 
     Args:
@@ -81,17 +100,26 @@ def plain_prose(model: DeltaMemModel, template: ChatTemplate, *, count: int, see
         count: how many are sampled at most; sentences that hold a word kept for testing are left out.
         seed: of the sampling.
         length: tokens a passage; longer ones are cut.
+        cache_dir: where what is generated is kept; default: the user's cache.
+        progress: told how many passages are there.
     """
-    own = own_prompts(model, template, count=count, seed=seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        replies = _replies(model, template, own, length=length, sampled=True)
+    own = own_prompts(model, template, count=count, seed=seed, cache_dir=cache_dir, progress=progress)
+    replies = generate(model, template, own, length=length, seed=seed, cache_dir=cache_dir, progress=progress)
     sentences = (re.split(r"(?<=[.!?\n])\s+", reply) for reply in replies)
     passages = (" ".join(s for s in parts if not holds_held_out_word(s)).strip() for parts in sentences)
     return [text for text in passages if len(template.tokenizer.encode(text, add_special_tokens=False)) > 1]
 
 
-def own_prompts(model: DeltaMemModel, template: ChatTemplate, *, count: int, seed: int, length: int = 32) -> list[str]:
+def own_prompts(
+    model: DeltaMemModel,
+    template: ChatTemplate,
+    *,
+    count: int,
+    seed: int,
+    length: int = 32,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
     """User messages that the plain backbone makes up, sampled where one would begin (Xu et al., arXiv:2406.08464).
 
     Args:
@@ -100,17 +128,12 @@ def own_prompts(model: DeltaMemModel, template: ChatTemplate, *, count: int, see
         count: how many are sampled; those that say nothing, or hold a word kept for testing, are left out.
         seed: of the sampling.
         length: tokens a message; longer ones are cut.
+        cache_dir: where what is generated is kept; default: the user's cache.
+        progress: told how many messages are there.
     """
-    one, other = (
-        [i for segment in template.render([Message(role="user", content=text)]) for i in segment.ids] for text in "a1"
+    found = generate(
+        model, template, [None] * count, length=length, seed=seed, cache_dir=cache_dir, progress=progress
     )
-    opening = one[: next(n for n, (i, j) in enumerate(zip(one, other, strict=False)) if i != j)]
-    found: list[str] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, count, ROWS):
-            ids = torch.tensor([opening] * min(ROWS, count - start), device=model.device)
-            found += _generate(model, template, ids, torch.ones_like(ids), length=length, sampled=True)
     return [text for text in map(str.strip, found) if text and not holds_held_out_word(text)]
 
 
@@ -118,30 +141,3 @@ def _trainable(text: str) -> str:
     """A text up to the first word that holds one kept for testing; "" where only blanks are left."""
     kept = " ".join(takewhile(lambda word: not holds_held_out_word(word), text.split(" ")))
     return kept if kept.strip() else ""
-
-
-def _replies(
-    model: DeltaMemModel, template: ChatTemplate, prompts: Sequence[str], *, length: int, sampled: bool = False
-) -> list[str]:
-    """The plain backbone's replies, prompts of about one length together."""
-    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    found: dict[int, str] = {}
-    for start in range(0, len(order), ROWS):
-        chosen = order[start : start + ROWS]
-        asked = [[Message(role="user", content=prompts[n])] for n in chosen]
-        batch = answer_rows(template, asked, [""] * len(asked), roles=()).to(model.device)
-        ids, mask = batch.ids[:, :-1], batch.mask[:, :-1]  # without the end of the empty answer
-        found |= zip(chosen, _generate(model, template, ids, mask, length=length, sampled=sampled), strict=True)
-    return [found[n] for n in range(len(prompts))]
-
-
-@torch.no_grad()
-def _generate(
-    model: DeltaMemModel, template: ChatTemplate, ids: Tensor, mask: Tensor, *, length: int, sampled: bool = False
-) -> Sequence[str]:
-    tokenizer = template.tokenizer
-    choice = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0} if sampled else {"do_sample": False}
-    out = model.backbone.generate(  # type: ignore[operator]
-        input_ids=ids, attention_mask=mask, max_new_tokens=length, pad_token_id=tokenizer.eos_token_id, **choice
-    )
-    return list(tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True))

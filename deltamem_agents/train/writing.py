@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from deltamem_agents.backbone.spans import sentence_spans
 from deltamem_agents.backbone.template import ChatTemplate
-from deltamem_agents.layer import DeltaMemLayer
+from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.train.features import Features, TokenRow, message_tokens
@@ -25,7 +25,7 @@ class Written:
     beta: Tensor
     """float32 [B, W]: β of each written token, the mean over layers and gates."""
     on: Tensor
-    """bool [B, W]: which of them are tokens, not padding."""
+    """bool [B, W]: which of them are written; the others are padding, or were only read before a message."""
     talk: Tensor
     """bool [B, W]: which belong to messages that tell nothing."""
 
@@ -57,8 +57,7 @@ def write_memories(
     device = features.model.device
     idle = [set(t) for t in talk] if talk else [set[int]()] * len(conversations)
     rendered = [
-        (_render_together if together else _render_apart)(template, messages, config.absorb_roles)
-        for messages in conversations
+        (_render_together if together else _render_apart)(template, messages, config) for messages in conversations
     ]
     rows = [row for parts in rendered for row in parts]
     if together:
@@ -66,62 +65,62 @@ def write_memories(
     else:
         found = features.of([r.ids for r in rows])
     pieces = iter(found)
-    hidden, spans, told_nothing = [], [], []
+    hidden, written, spans, told_nothing = [], [], [], []
     for parts, silent in zip(rendered, idle, strict=True):
         hidden.append(torch.cat([next(pieces) for _ in parts]) if parts else _nothing(features))
         messages_of = [m for part in parts for m in part.messages]
+        written.append(torch.tensor([m != CONTEXT for m in messages_of], dtype=torch.bool))
         spans.append(torch.tensor(_span_ids(template, parts, config.write_granularity), dtype=torch.long))
         told_nothing.append(torch.tensor([m in silent for m in messages_of], dtype=torch.bool))
     inputs = pad_sequence(hidden, batch_first=True)  # [B, W, layers, H]
-    on = pad_sequence([torch.ones(len(h), dtype=torch.bool) for h in hidden], batch_first=True).to(device)
+    on = pad_sequence(written, batch_first=True).to(device)
     span_ids = pad_sequence(spans, batch_first=True, padding_value=-1).to(device) if config.spans else None
     states = features.model.zero_state(len(conversations)).tensor
     new, betas = [], []
     for number, layer in enumerate(features.model.adapter.layers.values()):
         x = inputs[:, :, number].to(layer.in_proj.dtype)
-        new.append(layer(x, states[:, number], write=on, spans=span_ids)[1])
+        new.append(layer(x, states[:, number], write=on, spans=span_ids).state)
         with nullcontext() if gate_gradients else torch.no_grad():
-            betas.append(write_gate(layer, x))
+            betas.append(layer.write_gate(x))
     beta = torch.stack(betas).mean(0) * on
-    return Written(
-        MemoryState(torch.stack(new, 1)), beta, on, pad_sequence(told_nothing, batch_first=True).to(device)
-    )
+    return Written(MemoryState(torch.stack(new, 1)), beta, on, pad_sequence(told_nothing, batch_first=True).to(device))
 
 
-def write_gate(layer: DeltaMemLayer, hidden: Tensor) -> Tensor:
-    """β of each token, the mean over a layer's gates: hidden [B, T, H] -> float32 [B, T]."""
-    start, gates = 3 * layer.config.width, layer.config.gates
-    raw = F.linear(hidden.to(layer.in_proj.dtype), layer.in_proj[start : start + gates]) + layer.gate_bias[:gates]
-    return torch.sigmoid(raw.float()).mean(-1)
+CONTEXT = -1
+"""In place of a message: a token that is not written, but stands before one that is."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A forward row, its positions that are written, and the message each of those belongs to."""
+    """A forward row, its positions that matter to the memory, and the message each of those belongs to."""
 
     ids: TokenRow
     positions: list[int]
     messages: list[int]
 
 
-def _render_apart(template: ChatTemplate, messages: Sequence[Message], roles: Sequence[str]) -> list[_Row]:
+def _render_apart(template: ChatTemplate, messages: Sequence[Message], config: DeltaMemConfig) -> list[_Row]:
     rows = []
     for number, message in enumerate(messages):
-        if message.role in roles:
+        if message.role in config.absorb_roles:
             ids = message_tokens(template, message)
             rows.append(_Row(ids, list(range(len(ids))), [number] * len(ids)))
     return rows
 
 
-def _render_together(template: ChatTemplate, messages: Sequence[Message], roles: Sequence[str]) -> list[_Row]:
+def _render_together(template: ChatTemplate, messages: Sequence[Message], config: DeltaMemConfig) -> list[_Row]:
     ids: list[int] = []
     positions: list[int] = []
     owners: list[int] = []
     for segment in template.render(messages):
-        if segment.message is not None and messages[segment.message].role in roles:
-            positions += range(len(ids), len(ids) + len(segment.ids))
-            owners += [segment.message] * len(segment.ids)
+        start = len(ids)
         ids += segment.ids
+        if segment.message is not None and messages[segment.message].role in config.absorb_roles:
+            if config.key_shift and start and start - 1 not in positions[-1:]:
+                positions.append(start - 1)  # the first written token's key sees it
+                owners.append(CONTEXT)
+            positions += range(start, len(ids))
+            owners += [segment.message] * len(segment.ids)
     return [_Row(tuple(ids), positions, owners)]
 
 
@@ -129,13 +128,13 @@ def _span_ids(template: ChatTemplate, parts: Sequence[_Row], granularity: str) -
     """Numbers the spans of a conversation's written tokens: one for each message, or for each sentence."""
     spans: list[int] = []
     tokens = [(m, row.ids[p]) for row in parts for p, m in zip(row.positions, row.messages, strict=True)]
-    for message in dict.fromkeys(m for m, _ in tokens):
-        ids = [i for m, i in tokens if m == message]
+    for message, group in groupby(tokens, key=lambda token: token[0]):
+        ids = [i for _, i in group]
         sentences = [0] * len(ids)
         if granularity == "sentence_mean":
             sentences = list(sentence_spans([str(template.tokenizer.decode([i])) for i in ids]))
-        start = spans[-1] + 1 if spans else 0
-        spans += [start + s for s in sentences]
+        start = max(spans, default=-1) + 1
+        spans += [-1] * len(ids) if message == CONTEXT else [start + s for s in sentences]
     return spans
 
 

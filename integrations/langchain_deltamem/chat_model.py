@@ -12,11 +12,11 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
 
-from deltamem_agents import DeltaMemEngine, GenerationOptions, StateStore, Turn
+from deltamem_agents import ConfigError, Engine, GenerationOptions, RemoteEngine, StateStore, Turn
 from langchain_deltamem.calls import EngineCall
-from langchain_deltamem.engines import shared_engine
+from langchain_deltamem.engines import remote_engine, shared_engine
 from langchain_deltamem.errors import langchain_errors
 from langchain_deltamem.messages import to_engine
 from langchain_deltamem.profiles import model_profile
@@ -28,6 +28,8 @@ ENGINE = ("model", "adapter", "store", "device", "dtype")
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 REMOTE = ("api_key", "base_url", "max_retries", "timeout")
 """LangChain's standard parameters that a model in this process has no use for."""
+SERVER = ("api_key", "base_url", "timeout")
+"""Those of them that reach a server."""
 
 
 class ChatDeltaMem(SessionChatModel):
@@ -43,8 +45,10 @@ class ChatDeltaMem(SessionChatModel):
     model's own `session_id`. Without any, the call is stateless: the frozen model. Calls that LangChain makes for its
     own purposes, such as summarising, never touch the memory.
 
+    `ChatDeltaMem(base_url="http://…")` asks a server that `deltamem serve` runs, and is the same in all else.
+
     LangChain's standard `max_tokens` is another name for `max_new_tokens`. Its standard parameters for remote services
-    (api_key, base_url, max_retries, timeout) are accepted with a warning: they mean nothing here.
+    (api_key, max_retries, timeout) are accepted with a warning where they mean nothing.
 
     Raises:
         DeltaMemError: see `deltamem_agents.errors`; too long a prompt is LangChain's `ContextOverflowError` as well.
@@ -62,8 +66,14 @@ class ChatDeltaMem(SessionChatModel):
     """Where to put the model."""
     dtype: str = "auto"
     """Of the backbone's weights."""
-    engine: DeltaMemEngine | None = Field(default=None, exclude=True, repr=False)
+    engine: Engine | None = Field(default=None, exclude=True, repr=False)
     """An engine to use; then model, adapter, store, device and dtype are its own."""
+    base_url: str | None = None
+    """A server to use; likewise. Sessions are those that the key opens."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """What the server asks for, if it does."""
+    timeout: float | None = None
+    """How many seconds an answer of the server may take; None: ten minutes."""
 
     recent_messages: int | None = Field(default=None, ge=0)
     """How many recent messages are also in the prompt, at least; None takes the engine's. 0: the memory alone."""
@@ -86,25 +96,31 @@ class ChatDeltaMem(SessionChatModel):
     def _without_remote(cls, values: object) -> object:
         if not isinstance(values, dict):  # a model that is a field of another one is validated as it is
             return values
-        found = [name for name in REMOTE if values.get(name) is not None]
+        meant = SERVER if values.get("base_url") is not None else ()
+        found = [name for name in REMOTE if name not in meant and values.get(name) is not None]
         if found:
             text = f"{', '.join(found)}: for remote services, without effect on a model in this process"
             warnings.warn(text, UserWarning, stacklevel=3)
-        return {name: value for name, value in values.items() if name not in REMOTE}
+        return {name: value for name, value in values.items() if name not in REMOTE or name in meant}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         fields = type(self).model_fields
         named = [name for name in ENGINE if getattr(self, name) != fields[name].default]
-        if self.engine is not None and named:
-            raise ValueError(f"engine is given, so {', '.join(named)} would go unused: give either")
+        named += ["base_url"] if self.engine is not None and self.base_url is not None else []
+        given = "engine" if self.engine is not None else "base_url" if self.base_url is not None else None
+        if given is not None and named:
+            raise ValueError(f"{given} is given, so {', '.join(named)} would go unused: give either")
         GenerationOptions.parse({name: getattr(self, name) for name in (*SAMPLING, "stop")})
         return self
 
-    def get_engine(self) -> DeltaMemEngine:
+    def get_engine(self) -> Engine:
         """The engine behind this model, loaded at the first call and shared with models that ask for the same one."""
         if self.engine is not None:
             return self.engine
+        if self.base_url is not None:
+            key = None if self.api_key is None else self.api_key.get_secret_value()
+            return remote_engine(self.base_url, key, self.timeout)
         return shared_engine(self.model, self.adapter, self.store, self.device, self.dtype)
 
     def bind_tools(
@@ -185,7 +201,7 @@ class ChatDeltaMem(SessionChatModel):
         """Tokens of a text, by the model's own tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return list(self.get_engine().tokenizer.encode(text, add_special_tokens=False))
+        return self.get_engine().token_ids(text)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A deep copy of the settings, on the same engine and store."""
@@ -214,10 +230,9 @@ class ChatDeltaMem(SessionChatModel):
 
     @property
     def _model_name(self) -> str:
-        if self.engine is None:
+        if self.engine is None and self.base_url is None:
             return self.model
-        backbone = self.engine.model.backbone
-        return backbone.name_or_path or type(backbone).__name__
+        return self.get_engine().model_name
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -234,6 +249,8 @@ class ChatDeltaMem(SessionChatModel):
         return {**params, "ls_provider": "deltamem", "ls_model_name": kwargs.get("model") or self._model_name}
 
     def _resolve_model_profile(self) -> ModelProfile:
+        if self.base_url is not None:
+            return model_profile(self.base_url, None)  # the server need not run yet
         return model_profile(self._model_name, None if self.engine is None else self.engine.context)
 
     def _generate(
@@ -299,13 +316,15 @@ class ChatDeltaMem(SessionChatModel):
             adapter=self.adapter,
         )
 
-    def _engine_for(self, call: EngineCall) -> DeltaMemEngine:
+    def _engine_for(self, call: EngineCall) -> Engine:
         if self._is_own(call):
             return self.get_engine()
+        if self.base_url is not None or isinstance(self.engine, RemoteEngine):
+            raise ConfigError(f"the server runs {self._model_name!r}, not {call.model!r}: leave model and adapter out")
         store = self.store if self.engine is None else self.engine.store
         return shared_engine(call.model, call.adapter, store, self.device, self.dtype)
 
-    async def _aengine_for(self, call: EngineCall) -> DeltaMemEngine:
+    async def _aengine_for(self, call: EngineCall) -> Engine:
         if self.engine is not None and self._is_own(call):
             return self.engine
         return await asyncio.to_thread(self._engine_for, call)  # it may have to be loaded

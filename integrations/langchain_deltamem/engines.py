@@ -3,9 +3,10 @@
 import threading
 from pathlib import Path
 
-from deltamem_agents import DeltaMemEngine, StateStore
+from deltamem_agents import DeltaMemEngine, RemoteEngine, StateStore
 
 _engines: dict[tuple[object, ...], DeltaMemEngine] = {}
+_servers: dict[tuple[object, ...], RemoteEngine] = {}
 _lock = threading.Lock()
 
 
@@ -21,3 +22,13 @@ def shared_engine(
                 model, adapter=adapter, store=store, device=device, dtype=dtype
             )
         return _engines[key]
+
+
+def remote_engine(url: str, api_key: str | None, timeout: float | None) -> RemoteEngine:
+    """The engine behind a server, reached when first asked for."""
+    key = (url, api_key, timeout)
+    with _lock:
+        if key not in _servers:
+            limits = {} if timeout is None else {"timeout": timeout}
+            _servers[key] = DeltaMemEngine.connect(url, api_key=api_key, **limits)
+        return _servers[key]

@@ -4,9 +4,9 @@ import hashlib
 import threading
 from pathlib import Path
 
-from deltamem_agents import ConfigError, DeltaMemEngine, StateStore, StoreError
+from deltamem_agents import ConfigError, DeltaMemEngine, Engine, StateStore, StoreError
 
-_engines: dict[str, DeltaMemEngine] = {}
+_engines: dict[str, Engine] = {}
 _loaded: dict[tuple[object, ...], DeltaMemEngine] = {}
 _lock = threading.RLock()
 
@@ -15,7 +15,7 @@ class EngineNotFoundError(ConfigError, LookupError):
     """An engine that this process does not have."""
 
 
-def register_engine(engine: DeltaMemEngine, name: str | None = None) -> str:
+def register_engine(engine: Engine, name: str | None = None) -> str:
     """Makes an engine known, so that memories and LLMs that were stored as JSON or pickled find it again.
 
     `DeltaMemory(engine=…)` and `DeltaMemLLM(engine=…)` do this by themselves.
@@ -44,7 +44,7 @@ def register_engine(engine: DeltaMemEngine, name: str | None = None) -> str:
         return name
 
 
-def find_engine(name: str) -> DeltaMemEngine:
+def find_engine(name: str) -> Engine:
     """The engine of this name.
 
     Raises:
@@ -85,7 +85,7 @@ def load_engine(
         return register_engine(_loaded[key], name)
 
 
-def _is_open(engine: DeltaMemEngine) -> bool:
+def _is_open(engine: Engine) -> bool:
     try:
         engine.store.session("open?")
     except StoreError:

@@ -22,7 +22,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import BaseTool
 from pydantic import ConfigDict, Field, model_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, GenerationOptions, StateStore, Turn
+from deltamem_agents import ConfigError, Engine, GenerationOptions, StateStore, Turn
 from llama_index_deltamem.calls import EngineCall, as_completion, check_memory
 from llama_index_deltamem.engines import find_engine, load_engine, register_engine
 from llama_index_deltamem.sessions import STATE_ALONE, Reading, reading_of, reading_of_session, reading_of_step
@@ -79,7 +79,7 @@ class DeltaMemLLM(StructuredStreams):
     seed: int | None = None
     stop: list[str] | None = None
 
-    def __init__(self, *, engine: DeltaMemEngine | None = None, **data: Any) -> None:
+    def __init__(self, *, engine: Engine | None = None, **data: Any) -> None:
         place = {name: data.get(name) for name in ("model", "adapter", "store", "device") if data.get(name) is not None}
         if engine is not None:
             if place:
@@ -110,7 +110,7 @@ class DeltaMemLLM(StructuredStreams):
         return "DeltaMemLLM"
 
     @property
-    def engine(self) -> DeltaMemEngine:
+    def engine(self) -> Engine:
         """The engine, found by its name.
 
         Raises:
@@ -234,8 +234,7 @@ class DeltaMemLLM(StructuredStreams):
 
     @property
     def _model_name(self) -> str:
-        backbone = self.engine.model.backbone
-        return self.model or backbone.name_or_path or type(backbone).__name__
+        return self.model or self.engine.model_name
 
     def _asking(self, prompt: str, formatted: bool) -> list[ChatMessage]:
         text = prompt if formatted or self.completion_to_prompt is None else self.completion_to_prompt(prompt)

@@ -9,6 +9,7 @@ from deltamem_agents.engine.remote.connection import Connection, part
 from deltamem_agents.engine.wire import INFO, INFOS, SNAPSHOT, SNAPSHOTS
 from deltamem_agents.errors import SessionNotFoundError, StoreError
 from deltamem_agents.store import SessionInfo, Snapshot, StateStore
+from deltamem_agents.store.checks import check_limit
 
 PAGE = 1000
 
@@ -30,15 +31,18 @@ class RemoteStore(StateStore):
         except SessionNotFoundError:
             return None
 
-    def sessions(self, *, prefix: str = "") -> list[SessionInfo]:
+    def sessions(self, *, prefix: str = "", after: str | None = None, limit: int | None = None) -> list[SessionInfo]:
         """Lists sessions; see `StateStore.sessions`."""
+        check_limit(limit)
         found: list[SessionInfo] = []
-        while True:
-            after = found[-1].name if found else ""
-            page = self._get("/v1/sessions", prefix=prefix, after=after, limit=PAGE)
+        while limit is None or len(found) < limit:
+            last = found[-1].name if found else after or ""
+            size = PAGE if limit is None else min(PAGE, limit - len(found))
+            page = self._get("/v1/sessions", prefix=prefix, after=last, limit=size)
             found += INFOS.validate_python(page["data"])
             if not page["has_more"]:
-                return found
+                break
+        return found
 
     def snapshot(self, id: str) -> Snapshot:
         """Loads a snapshot; see `StateStore.snapshot`."""
