@@ -185,9 +185,7 @@ class ChatDeltaMem(SessionChatModel):
         model, parse = self.bind(**given, **kwargs), parser(schema, method)
         return with_raw(model, parse) if include_raw else model | parse
 
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None
-    ) -> int:
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of a prompt that shows these messages and tools, by the model's own template."""
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages, tools)
@@ -230,9 +228,9 @@ class ChatDeltaMem(SessionChatModel):
 
     @property
     def _model_name(self) -> str:
-        if self.engine is None and self.base_url is None:
-            return self.model
-        return self.get_engine().model_name
+        if self.engine is not None:
+            return self.engine.model_name
+        return self.model if self.base_url is None else self.base_url
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -249,8 +247,6 @@ class ChatDeltaMem(SessionChatModel):
         return {**params, "ls_provider": "deltamem", "ls_model_name": kwargs.get("model") or self._model_name}
 
     def _resolve_model_profile(self) -> ModelProfile:
-        if self.base_url is not None:
-            return model_profile(self.base_url, None)  # the server need not run yet
         return model_profile(self._model_name, None if self.engine is None else self.engine.context)
 
     def _generate(
@@ -320,7 +316,7 @@ class ChatDeltaMem(SessionChatModel):
         if self._is_own(call):
             return self.get_engine()
         if self.base_url is not None or isinstance(self.engine, RemoteEngine):
-            raise ConfigError(f"the server runs {self._model_name!r}, not {call.model!r}: leave model and adapter out")
+            raise ConfigError(f"the server runs a model of its own, not {call.model!r}: leave model and adapter out")
         store = self.store if self.engine is None else self.engine.store
         return shared_engine(call.model, call.adapter, store, self.device, self.dtype)
 

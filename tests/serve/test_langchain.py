@@ -84,7 +84,7 @@ def test_langchains_own_client(serve: Serve) -> None:
     assert called.tool_calls[0]["name"] == "clock"
 
 
-class TestChatOpenAI(ChatModelUnitTests):
+class TestStandard(ChatModelUnitTests):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return ChatDeltaMem
