@@ -33,7 +33,7 @@ def load_engine(
         adapter: a folder or hub id; the folder of a training run stands for the adapter in it.
         store: where sessions live.
         recent_messages: how many recent messages are also in the prompt.
-        max_batch: how many turns decode together at most.
+        max_batch: how many turns decode together, at most.
         device: where to put the model.
         dtype: of its weights.
         model_kwargs: more of what transformers takes, as a JSON object.

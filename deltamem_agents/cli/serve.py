@@ -37,10 +37,10 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Turns that decode together, at most.")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="Calls that may wait; more are answered 429.")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply where a request doesn't say.")] = 512,
-    drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that what runs has left after SIGTERM.")] = 30.0,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     model_kwargs: ModelKwargsOption = "{}",
+    drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that what runs has left after SIGTERM.")] = 30.0,
 ) -> None:
     """Serve a model and its memories in the shape of OpenAI's API: chat, responses, sessions, figures."""
     from deltamem_agents.serve import ServeConfig

@@ -147,21 +147,13 @@ class DeltaMemEngine(Engine):
     def bundled(
         cls,
         *,
-        store: StateStore | str | Path | None = None,
-        recent_messages: int = 8,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         model_kwargs: dict[str, object] | None = None,
+        **options: Unpack[EngineOptions],
     ) -> Self:
         """The bundled model with its default adapter. The first call fetches the model, about 93 MB."""
-        return cls.from_pretrained(
-            BUNDLED,
-            store=store,
-            recent_messages=recent_messages,
-            device=device,
-            dtype=dtype,
-            model_kwargs=model_kwargs,
-        )
+        return cls.from_pretrained(BUNDLED, device=device, dtype=dtype, model_kwargs=model_kwargs, **options)
 
     @staticmethod
     def connect(url: str, *, api_key: str | None = None, timeout: float = 600.0) -> "RemoteEngine":

@@ -60,7 +60,7 @@ class ChatMessage(Strict):
         """As the engine takes it."""
         content = self.content
         if isinstance(content, list):
-            content = "".join(part.text for part in content)
+            content = "\n".join(part.text for part in content)
         rest = self.model_dump(include={"name", "tool_calls", "tool_call_id", "id", "snapshot"}, exclude_none=True)
         for call in rest.get("tool_calls", []):
             call.pop("index", None)

@@ -30,7 +30,7 @@ class InputMessage(Strict):
     @property
     def plain(self) -> dict[str, object]:
         """As the engine takes it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -63,7 +63,7 @@ class FunctionOutput(Strict):
     @property
     def plain(self) -> dict[str, object]:
         """As the engine takes it."""
-        text = self.output if isinstance(self.output, str) else "".join(part.text for part in self.output)
+        text = self.output if isinstance(self.output, str) else "\n".join(part.text for part in self.output)
         return {"role": "tool", "content": text, "tool_call_id": self.call_id}
 
 

@@ -75,13 +75,13 @@ def list_sessions(
 ) -> dict[str, object]:
     """Sessions by name, those that begin with `prefix`; of pages, `after` is the last name of the one before."""
     start = namespace.prefix + after if after else None
-    later = service.engine.store.sessions(prefix=namespace.prefix + prefix, after=start, limit=limit + 1)
-    page = later[:limit]
+    found = service.engine.store.sessions(prefix=namespace.prefix + prefix, after=start, limit=limit + 1)
+    page = found[:limit]
     last = namespace.shown(page[-1].name) if page else None
     return {
         "object": "list",
         "data": [plain_info(info, namespace.shown) for info in page],
-        "has_more": len(later) > len(page),
+        "has_more": len(found) > limit,
         "last": last,
     }
 

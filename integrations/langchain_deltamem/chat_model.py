@@ -12,11 +12,13 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from deltamem_agents import (
     DeltaMemEngine,
+    Engine,
     GenerationOptions,
+    RemoteEngine,
     StateStore,
     Turn,
     located_model,
@@ -24,7 +26,8 @@ from deltamem_agents import (
     shared_engine,
 )
 from langchain_deltamem.calls import EngineCall
-from langchain_deltamem.errors import check_open, langchain_errors
+from langchain_deltamem.engines import remote_engine
+from langchain_deltamem.errors import ChatConfigError, check_open, langchain_errors
 from langchain_deltamem.messages import to_engine
 from langchain_deltamem.profiles import model_profile
 from langchain_deltamem.sessions import SessionChatModel
@@ -35,6 +38,8 @@ ENGINE = ("model", "adapter", "store", "device", "dtype", "model_kwargs")
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 REMOTE = ("api_key", "base_url", "max_retries", "timeout")
 """LangChain's standard parameters that a model in this process has no use for."""
+SERVER = ("api_key", "base_url", "timeout")
+"""Those of them that reach a server."""
 
 
 class ChatDeltaMem(SessionChatModel):
@@ -50,8 +55,10 @@ class ChatDeltaMem(SessionChatModel):
     model's own `session_id`. Without any, the call is stateless: the frozen model. Calls that LangChain makes for its
     own purposes, such as summarising, never touch the memory.
 
+    `ChatDeltaMem(base_url="http://…")` asks a server that `deltamem serve` runs, and is the same in all else.
+
     LangChain's standard `max_tokens` is another name for `max_new_tokens`. Its standard parameters for remote services
-    (api_key, base_url, max_retries, timeout) are accepted with a warning: they mean nothing here.
+    (api_key, max_retries, timeout) are accepted with a warning where they mean nothing.
 
     Raises:
         DeltaMemError: see `deltamem_agents.errors`; too long a prompt is LangChain's `ContextOverflowError` as well.
@@ -71,8 +78,14 @@ class ChatDeltaMem(SessionChatModel):
     """Of the backbone's weights."""
     model_kwargs: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     """Anything else transformers' `from_pretrained` takes, such as `revision`, `token` or `quantization_config`."""
-    engine: DeltaMemEngine | None = Field(default=None, exclude=True, repr=False)
+    engine: Engine | None = Field(default=None, exclude=True, repr=False)
     """An engine to use; then model, adapter, store, device, dtype and model_kwargs are its own."""
+    base_url: str | None = None
+    """A server to use; likewise. Sessions are those that the key opens."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """What the server asks for, if it does."""
+    timeout: float | None = None
+    """How many seconds an answer of the server may take; None: ten minutes."""
 
     recent_messages: int | None = Field(default=None, ge=0)
     """How many recent messages are also in the prompt, at least; None takes the engine's. 0: the memory alone."""
@@ -95,11 +108,12 @@ class ChatDeltaMem(SessionChatModel):
     def _without_remote(cls, values: object) -> object:
         if not isinstance(values, dict):  # a model that is a field of another one is validated as it is
             return values
-        found = [name for name in REMOTE if values.get(name) is not None]
+        meant = SERVER if values.get("base_url") is not None else ()
+        found = [name for name in REMOTE if name not in meant and values.get(name) is not None]
         if found:
             text = f"{', '.join(found)}: for remote services, without effect on a model in this process"
             warnings.warn(text, UserWarning, stacklevel=3)
-        return {name: value for name, value in values.items() if name not in REMOTE}
+        return {name: value for name, value in values.items() if name not in REMOTE or name in meant}
 
     @field_validator("model", "adapter")
     @classmethod
@@ -115,14 +129,22 @@ class ChatDeltaMem(SessionChatModel):
     def _makes_sense(self) -> Self:
         fields = type(self).model_fields
         named = [name for name in ENGINE if getattr(self, name) != fields[name].default]
-        if self.engine is not None and named:
-            raise ValueError(f"engine is given, so {', '.join(named)} would go unused: give either")
+        named += ["base_url"] if self.engine is not None and self.base_url is not None else []
+        given = "engine" if self.engine is not None else "base_url" if self.base_url is not None else None
+        if given is not None and named:
+            raise ValueError(f"{given} is given, so {', '.join(named)} would go unused: give either")
         GenerationOptions.parse({name: getattr(self, name) for name in (*SAMPLING, "stop")})
         return self
 
-    def get_engine(self) -> DeltaMemEngine:
+    def get_engine(self) -> Engine:
         """The engine behind this model, loaded at the first call and shared with models that ask for the same one."""
-        return self._shared(self.model, self.adapter) if self.engine is None else check_open(self.engine)
+        if self.engine is not None:
+            return check_open(self.engine)
+        if self.base_url is not None:
+            key = None if self.api_key is None else self.api_key.get_secret_value()
+            with langchain_errors():
+                return remote_engine(self.base_url, key, self.timeout)
+        return self._shared(self.model, self.adapter)
 
     def bind_tools(
         self,
@@ -186,9 +208,7 @@ class ChatDeltaMem(SessionChatModel):
         model, parse = self.bind(**given, **kwargs), parser(schema, method)
         return with_raw(model, parse) if include_raw else model | parse
 
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None
-    ) -> int:
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of a prompt that shows these messages and tools, by the model's own template."""
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages, tools)
@@ -202,7 +222,7 @@ class ChatDeltaMem(SessionChatModel):
         """Tokens of a text, by the model's own tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return list(self.get_engine().tokenizer.encode(text, add_special_tokens=False))
+        return self.get_engine().token_ids(text)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A deep copy of the settings, on the same engine and store."""
@@ -231,10 +251,9 @@ class ChatDeltaMem(SessionChatModel):
 
     @property
     def _model_name(self) -> str:
-        if self.engine is None:
-            return self.model
-        backbone = self.engine.model.backbone
-        return backbone.name_or_path or type(backbone).__name__
+        if self.engine is not None:
+            return self.engine.model_name
+        return self.model if self.base_url is None else self.base_url
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -316,12 +335,16 @@ class ChatDeltaMem(SessionChatModel):
             adapter=self.adapter,
         )
 
-    def _engine_for(self, call: EngineCall) -> DeltaMemEngine:
+    def _engine_for(self, call: EngineCall) -> Engine:
         if self._is_own(call):
             return self.get_engine()
+        if self.base_url is not None or isinstance(self.engine, RemoteEngine):
+            raise ChatConfigError(
+                f"the server runs a model of its own, not {call.model!r}: leave model and adapter out"
+            )
         return self._shared(call.model, call.adapter)
 
-    async def _aengine_for(self, call: EngineCall) -> DeltaMemEngine:
+    async def _aengine_for(self, call: EngineCall) -> Engine:
         if self.engine is not None and self._is_own(call):
             return self.get_engine()
         return await asyncio.to_thread(self._engine_for, call)  # it may have to be loaded

@@ -11,8 +11,8 @@ from deltamem_agents import (
     BackboneError,
     ConfigError,
     ContextOverflowError,
-    DeltaMemEngine,
     DeltaMemError,
+    Engine,
     FingerprintError,
     GenerationError,
     GenerationOptions,
@@ -106,7 +106,7 @@ def check_options(options: dict[str, object]) -> None:
         raise ChatOptionsError(str(error)) from error
 
 
-def check_open(engine: DeltaMemEngine) -> DeltaMemEngine:
+def check_open(engine: Engine) -> Engine:
     """Gives the engine back.
 
     Raises:

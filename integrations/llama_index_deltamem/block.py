@@ -7,7 +7,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import BaseMemoryBlock
 from pydantic import ConfigDict, PrivateAttr
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message
+from deltamem_agents import ConfigError, Engine, Message
 from llama_index_deltamem.engines import find_engine, register_engine
 from llama_index_deltamem.messages import new_id, session_name, to_engine
 
@@ -45,7 +45,7 @@ class DeltaMemoryBlock(BaseMemoryBlock[str]):
         self,
         *,
         session_id: str | int | UUID,
-        engine: DeltaMemEngine | None = None,
+        engine: Engine | None = None,
         engine_id: str | None = None,
         **data: Any,
     ) -> None:
@@ -58,7 +58,7 @@ class DeltaMemoryBlock(BaseMemoryBlock[str]):
         super().__init__(**{**data, "engine_id": engine_id, "session_id": session_id})
 
     @property
-    def engine(self) -> DeltaMemEngine:
+    def engine(self) -> Engine:
         """The engine, found by its name.
 
         Raises:

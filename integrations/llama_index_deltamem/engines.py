@@ -5,9 +5,9 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from deltamem_agents import ConfigError, DeltaMemEngine, StateStore, shared_engine
+from deltamem_agents import ConfigError, Engine, StateStore, shared_engine
 
-_engines: dict[str, DeltaMemEngine] = {}
+_engines: dict[str, Engine] = {}
 _lock = threading.RLock()
 
 
@@ -15,7 +15,7 @@ class EngineNotFoundError(ConfigError, LookupError):
     """An engine that this process does not have."""
 
 
-def register_engine(engine: DeltaMemEngine, name: str | None = None) -> str:
+def register_engine(engine: Engine, name: str | None = None) -> str:
     """Makes an engine known, so that memories and LLMs that were stored as JSON or pickled find it again.
 
     `DeltaMemory(engine=…)` and `DeltaMemLLM(engine=…)` do this by themselves.
@@ -44,7 +44,7 @@ def register_engine(engine: DeltaMemEngine, name: str | None = None) -> str:
         return name
 
 
-def find_engine(name: str) -> DeltaMemEngine:
+def find_engine(name: str) -> Engine:
     """The engine of this name.
 
     Raises:

@@ -23,7 +23,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import BaseTool
 from pydantic import ConfigDict, Field, model_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, GenerationOptions, StateStore, Turn, located_model
+from deltamem_agents import ConfigError, Engine, GenerationOptions, StateStore, Turn, located_model
 from llama_index_deltamem.calls import EngineCall, as_completion, check_memory
 from llama_index_deltamem.engines import find_engine, load_engine, register_engine
 from llama_index_deltamem.messages import session_name
@@ -86,7 +86,7 @@ class DeltaMemLLM(StructuredStreams):
     seed: int | None = None
     stop: list[str] | None = None
 
-    def __init__(self, *, engine: DeltaMemEngine | None = None, **data: Any) -> None:
+    def __init__(self, *, engine: Engine | None = None, **data: Any) -> None:
         place = {name: data[name] for name in LOADED if data.get(name) is not None}
         if engine is not None:
             if place:
@@ -120,7 +120,7 @@ class DeltaMemLLM(StructuredStreams):
         return "DeltaMemLLM"
 
     @property
-    def engine(self) -> DeltaMemEngine:
+    def engine(self) -> Engine:
         """The engine, found by its name.
 
         Raises:
@@ -247,8 +247,7 @@ class DeltaMemLLM(StructuredStreams):
 
     @property
     def _model_name(self) -> str:
-        backbone = self.engine.model.backbone
-        return self.model or backbone.name_or_path or type(backbone).__name__
+        return self.model or self.engine.model_name
 
     def _asking(self, prompt: str, formatted: bool) -> list[ChatMessage]:
         text = prompt if formatted or self.completion_to_prompt is None else self.completion_to_prompt(prompt)

@@ -10,7 +10,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import BaseMemory
 from pydantic import ConfigDict
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message, SessionError, SessionNotFoundError
+from deltamem_agents import ConfigError, Engine, Message, SessionError, SessionNotFoundError
 from llama_index_deltamem.asked import note_asked, note_put
 from llama_index_deltamem.engines import find_engine, register_engine
 from llama_index_deltamem.ledger import BEGUN_ANEW, LOOKBACK, MAIN, last_thread, not_yet_said, said, window
@@ -52,7 +52,7 @@ class DeltaMemory(BaseMemory):
         self,
         *,
         session_id: str | int | UUID,
-        engine: DeltaMemEngine | None = None,
+        engine: Engine | None = None,
         engine_id: str | None = None,
         window: int | None = None,
         thread: str | None = None,
@@ -82,7 +82,7 @@ class DeltaMemory(BaseMemory):
         cls,
         *,
         session_id: str | int | UUID | None = None,
-        engine: DeltaMemEngine | None = None,
+        engine: Engine | None = None,
         chat_history: list[ChatMessage] | None = None,
         window: int | None = None,
         token_limit: int | None = None,
@@ -109,7 +109,7 @@ class DeltaMemory(BaseMemory):
         return memory
 
     @property
-    def engine(self) -> DeltaMemEngine:
+    def engine(self) -> Engine:
         """The engine, found by its name.
 
         Raises:

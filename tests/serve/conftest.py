@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,6 @@ class Running:
     url: str
     service: Service
     engine: DeltaMemEngine
-    app_server: uvicorn.Server
 
     def client(self, key: str | None = None, **headers: str) -> httpx.Client:
         authorization = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -43,35 +43,40 @@ class Running:
 Serve = Callable[..., Running]
 
 
+@contextmanager
+def serving(engine: DeltaMemEngine, service: Service) -> Iterator[Running]:
+    """Serves an engine from a thread; the server closes it in the end."""
+    app = create_app(service, lambda: engine)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not (server.started and service.ready):
+        time.sleep(0.01)
+        assert thread.is_alive()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Running(f"http://127.0.0.1:{port}", service, engine)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    running: list[tuple[Running, threading.Thread]] = []
+    with ExitStack() as stack:
 
-    def start(
-        *, keys: dict[str, str] | None = None, engine: dict[str, object] | None = None, **config: object
-    ) -> Running:
-        service = Service(
-            ServeConfig(model_id=MODEL, **{"max_new_tokens": 8, **config}),  # type: ignore[arg-type]
-            None if keys is None else Keys(keys),
-        )
-        store = service.metrics.timed(open_store(tmp_path / "store.db"))
-        opened = DeltaMemEngine(model_for(), byte_tokenizer(), store=store, **(engine or {}))  # type: ignore[arg-type]
-        app = create_app(service, lambda: opened)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not (server.started and service.ready):
-            time.sleep(0.01)
-            assert thread.is_alive()
-        port = server.servers[0].sockets[0].getsockname()[1]
-        made = Running(f"http://127.0.0.1:{port}", service, opened, server)
-        running.append((made, thread))
-        return made
+        def start(
+            *, keys: dict[str, str] | None = None, engine: dict[str, object] | None = None, **config: object
+        ) -> Running:
+            service = Service(
+                ServeConfig(model_id=MODEL, **{"max_new_tokens": 8, **config}),  # type: ignore[arg-type]
+                None if keys is None else Keys(keys),
+            )
+            store = service.metrics.timed(open_store(tmp_path / "store.db"))
+            opened = DeltaMemEngine(model_for(), byte_tokenizer(), store=store, **(engine or {}))  # type: ignore[arg-type]
+            return stack.enter_context(serving(opened, service))
 
-    yield start
-    for made, thread in running:
-        made.app_server.should_exit = True
-        thread.join(30)
+        yield start
 
 
 @pytest.fixture

@@ -185,12 +185,12 @@ def test_served_at_their_defaults_fields_do_no_harm(server: Running) -> None:
     assert reply.choices[0].message.role == "assistant"
 
 
-def test_an_unknown_model_and_a_conversation_without_a_question(server: Running) -> None:
+def test_an_unknown_model_and_messages_that_cannot_be(server: Running) -> None:
     client = server.openai()
     with pytest.raises(openai.NotFoundError, match="ask for 'tiny'"):
         client.chat.completions.create(model="gpt-4o", messages=[user("hi")])  # type: ignore[list-item]
-    with pytest.raises(openai.BadRequestError, match="nothing to reply to") as caught:
-        client.chat.completions.create(model=MODEL, messages=[{"role": "assistant", "content": "hi"}])
+    with pytest.raises(openai.BadRequestError, match="only a tool's message answers a call") as caught:
+        client.chat.completions.create(model=MODEL, messages=[{**user("hi"), "tool_call_id": "c"}])  # type: ignore[list-item]
     assert caught.value.code == "invalid_messages"
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=[user("a" * 9000)])  # type: ignore[list-item]

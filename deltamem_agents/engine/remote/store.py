@@ -35,12 +35,14 @@ class RemoteStore(StateStore):
         """Lists sessions; see `StateStore.sessions`."""
         check_limit(limit)
         found: list[SessionInfo] = []
-        while True:
-            last, size = found[-1].name if found else after or "", PAGE if limit is None else limit - len(found)
-            page = self._get("/v1/sessions", prefix=prefix, after=last, limit=min(PAGE, size))
+        while limit is None or len(found) < limit:
+            last = found[-1].name if found else after or ""
+            size = PAGE if limit is None else min(PAGE, limit - len(found))
+            page = self._get("/v1/sessions", prefix=prefix, after=last, limit=size)
             found += INFOS.validate_python(page["data"])
-            if not page["has_more"] or len(found) == limit:
-                return found
+            if not page["has_more"]:
+                break
+        return found
 
     def snapshot(self, id: str) -> Snapshot:
         """Loads a snapshot; see `StateStore.snapshot`."""
