@@ -42,13 +42,11 @@ def explained(model: Model, error: ErrorDetails) -> str:
 
 def _meant(model: Model, loc: tuple[int | str, ...]) -> str:
     name, here = str(loc[-1]), _model_at(model, loc)
-    near = difflib.get_close_matches(name, here.model_fields, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
     elsewhere = [place for place, each in _sections(model) if name in each.model_fields]
-    if not elsewhere:
-        return ""
-    return f"; did you mean {elsewhere[0]}.{name}?" if elsewhere[0] != "recipe" else f"; {name} is the recipe's own"
+    if elsewhere:
+        return f"; {name} is the recipe's own" if elsewhere[0] == "recipe" else f"; did you mean {elsewhere[0]}.{name}?"
+    near = difflib.get_close_matches(name, here.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _model_at(model: Model, loc: tuple[int | str, ...]) -> Model:
