@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from sqlalchemy import Engine, create_engine, insert, make_url, text
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from deltamem_agents.errors import StoreError
 from deltamem_agents.store import Entry, Snapshot, SQLStore
 from deltamem_agents.store.postgresql import DRIVER
-from deltamem_agents.store.tables import entries, sessions, snapshots, to_rows
 
-BATCH = 500
+BATCH = 5000
 _NOISE = random.Random(0).randbytes(1 << 22)
 """States are floats, which don't compress: slices of this don't either."""
+
+_SAID = "What was said here is as long as a message of some forty words is in a talk: " * 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,9 @@ def _name(number: int) -> str:
 def _turn(name: str, parent: Snapshot | None, state_bytes: int) -> Snapshot:
     id = uuid.uuid4().hex
     start = random.randrange(len(_NOISE) - state_bytes)
-    said = "What was said here is as long as a message of some forty words is in a talk: " * 3
     words = [
-        Entry(role=role, digest="0" * 64, message_id=f"{id}-{role}", text=said, tokens=50, written=True)
-        for role in ("user", "assistant")
+        Entry(role=role, digest="0" * 64, message_id=f"{id}-{position}", text=_SAID, tokens=50, written=True)
+        for position, role in enumerate(("user", "assistant"))
     ]
     before = parent.messages if parent else 0
     return Snapshot(
@@ -112,18 +112,37 @@ def _turn(name: str, parent: Snapshot | None, state_bytes: int) -> Snapshot:
     )
 
 
+_FILL = (
+    """
+    INSERT INTO deltamem_snapshots (id, session, thread, turn, messages, thread_messages, thread_tokens, fingerprint,
+        created_at, kind, state, root)
+    SELECT md5(n::text), 'user-' || lpad(n::text, 8, '0'), 'main', 1, 2, 2, 100, repeat('0', 64), :time, 'turn',
+        substr(:noise, 1 + (n::bigint * 7919 % (length(:noise) - :bytes))::int, :bytes), md5(n::text)
+    FROM generate_series(:first, :last) AS n
+    """,
+    """
+    INSERT INTO deltamem_entries
+    SELECT md5(n::text), m, 'user', repeat('0', 64), md5(n::text) || '-' || m, 1, :text, 50
+    FROM generate_series(:first, :last) AS n, generate_series(0, 1) AS m
+    """,
+    """
+    INSERT INTO deltamem_sessions SELECT 'user-' || lpad(n::text, 8, '0'), md5(n::text), :time, :time
+    FROM generate_series(:first, :last) AS n
+    """,
+)
+
+
 def _fill(engine: Engine, numbers: range, state_bytes: int) -> None:
-    """Adds sessions of one turn each, many in a transaction."""
+    """Adds sessions of one turn each, many in a transaction, as `_turn` makes them; the server does all of it."""
+    given = {"time": datetime.now(UTC).isoformat(), "noise": _NOISE, "bytes": state_bytes, "text": _SAID}
     for first in numbers[::BATCH]:
-        turns = [_turn(_name(n), None, state_bytes) for n in range(first, min(first + BATCH, numbers.stop))]
-        rows = [to_rows(turn, root=turn.id) for turn in turns]
-        time = datetime.now(UTC).isoformat()
-        heads = [{"name": t.session, "head": t.id, "created_at": time, "updated_at": time} for t in turns]
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL synchronous_commit = off"))
-            connection.execute(insert(snapshots), [row for row, _ in rows])
-            connection.execute(insert(entries), [entry for _, of_one in rows for entry in of_one])
-            connection.execute(insert(sessions), heads)
+            for statement in map(text, _FILL):
+                names = statement.compile().params.keys()
+                last = min(first + BATCH, numbers.stop) - 1
+                values = {**given, "first": first, "last": last}
+                connection.execute(statement, {name: values[name] for name in names})
 
 
 def _head(store: SQLStore, name: str) -> Snapshot:
@@ -143,7 +162,7 @@ def _alone(store: SQLStore, size: int, state_bytes: int, repeats: int) -> Iterat
     """Each operation by itself, on sessions drawn at random."""
     drawn = [_name(random.randrange(size)) for _ in range(repeats)]
     heads = [_head(store, name) for name in drawn]
-    ids = [[f"{head.id}-user", uuid.uuid4().hex] for head in heads]
+    ids = [[f"{head.id}-0", uuid.uuid4().hex] for head in heads]
     works: dict[str, list[Callable[[], object]]] = {
         "head": [partial(store.session, name) for name in drawn],
         "load a state": [partial(store.snapshot, head.id) for head in heads],

@@ -1,6 +1,7 @@
 """The frozen backbone of a recipe: where it is, in how many bits, and what it keeps for the backward pass."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 
 import torch
@@ -69,7 +70,8 @@ def placed(backbone: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The backbone on the device, or where it is already if it was loaded to a place of its own."""
     if getattr(backbone, "hf_device_map", None) or getattr(backbone, "is_quantized", False):
         return backbone
-    return backbone.to(device)  # type: ignore[arg-type]
+    moved: PreTrainedModel = backbone.to(device)  # type: ignore[arg-type]
+    return moved
 
 
 def check_template(recipe: Recipe, template: ChatTemplate, data: TrainingData) -> None:
@@ -128,4 +130,5 @@ class _Replayed:
     def __call__(self, *args: object, **kwargs: object) -> object:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        forward = partial(self.forward, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)

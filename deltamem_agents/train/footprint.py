@@ -95,7 +95,7 @@ def footprint(
         data: draws them.
     """
     with torch.device("meta"):
-        whole: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        whole: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     sites, text = find_attention(whole), config.get_text_config()
     learning = sum(p.numel() for p in DeltaMemAdapter.initialize(recipe.adapter, whole).parameters()) * LEARNT
     layers, vocabulary, hidden = len(sites), text.vocab_size, text.hidden_size * dtype.itemsize
@@ -186,8 +186,8 @@ def _one_layer(config: PretrainedConfig, dtype: torch.dtype, adapter: DeltaMemCo
     if getattr(text, "layer_types", None):
         text.layer_types = [next(kind for kind in text.layer_types if "attention" in kind)]
     with torch.device("meta"):
-        layer: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=dtype)
-    layer = layer.to_empty(device="cpu").eval()
+        layer: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=dtype)  # type: ignore[no-untyped-call]
+    layer = layer.to_empty(device="cpu").eval()  # type: ignore[no-untyped-call]
     for tensor in (*layer.parameters(), *layer.buffers()):
         nn.init.zeros_(tensor)
     one = adapter.model_copy(update={"target_layers": None})
