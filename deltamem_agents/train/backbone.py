@@ -66,9 +66,9 @@ def recipe_shapes(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedTokenizer
         ) from error
 
 
-def placed(backbone: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The backbone on the device, or where it is already if it was loaded to a place of its own."""
-    if getattr(backbone, "hf_device_map", None) or getattr(backbone, "is_quantized", False):
+def placed(backbone: PreTrainedModel, device: torch.device, recipe: Recipe) -> PreTrainedModel:
+    """The backbone on the device, or where it is already if the recipe says where, or it is quantised."""
+    if "device_map" in recipe.model_kwargs or getattr(backbone, "is_quantized", False):
         return backbone
     moved: PreTrainedModel = backbone.to(device)  # type: ignore[arg-type]
     return moved

@@ -62,7 +62,7 @@ def load_chats(path: Path, *, window: int, held_out: float) -> Chats:
     chosen = set(random.Random("held out").sample(range(len(found)), max(2, round(held_out * len(found)))))
     kept = tuple(tuple(episodes) for number, episodes in enumerate(found) if number in chosen)
     train = tuple(e for number, episodes in enumerate(found) if number not in chosen for e in episodes)
-    words += f"; {len(kept)} held out, with {count - len(train)} of the episodes"
+    words += f"; {len(kept)} held out ({_count(count - len(train), 'episode')})"
     return Chats(train, kept, words)
 
 

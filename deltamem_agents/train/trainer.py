@@ -62,7 +62,7 @@ class Trainer:
         self.accelerator = accelerator or Accelerator()
         self.notes: list[str] = []
         """What there is to say before the first step."""
-        backbone = placed(backbone, self.accelerator.device).eval()  # type: ignore[no-untyped-call]
+        backbone = placed(backbone, self.accelerator.device, recipe).eval()  # type: ignore[no-untyped-call]
         if recipe.gradient_checkpointing:
             replay_layers(backbone)
         values, template = Values(training_vocabulary(tokenizer)), ChatTemplate(tokenizer)

@@ -23,12 +23,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 
 def test_a_recipe_says_how_its_model_is_loaded(folder: Path) -> None:
     kwargs = {"attn_implementation": "eager", "device_map": {"": "cpu"}}
-    backbone, _ = recipe_backbone(small_recipe(model=str(folder), dtype="bfloat16", model_kwargs=kwargs), CPU)
+    recipe = small_recipe(model=str(folder), dtype="bfloat16", model_kwargs=kwargs)
+    backbone, _ = recipe_backbone(recipe, CPU)
     assert backbone.config._attn_implementation == "eager"
     assert backbone.dtype == torch.bfloat16
-    assert placed(backbone, torch.device("meta")) is backbone
-    assert backbone.device == CPU
-    assert placed(recipe_backbone(small_recipe(model=str(folder)), CPU)[0], torch.device("meta")).device.type == "meta"
+    elsewhere = torch.device("meta")
+    assert placed(backbone, elsewhere, recipe).device == CPU
+    assert placed(backbone, elsewhere, small_recipe()).device == elsewhere
 
 
 def test_a_model_in_several_places_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_whole_conversations_are_held_out_and_counted(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write(json.dumps(TALK[:3]) + "\n")  # too short
     chats = load_chats(path, window=1, held_out=0.1)
-    assert chats.found == "chats.jsonl: 30 episodes in 30 of 31 conversations; 3 held out, with 3 of the episodes"
+    assert chats.found == "chats.jsonl: 30 episodes in 30 of 31 conversations; 3 held out (3 episodes)"
     assert len(chats.held_out) == 3
     kept = {e.answer for episodes in chats.held_out for e in episodes}
     assert not kept & {e.answer for e in chats.train}

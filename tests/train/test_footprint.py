@@ -40,7 +40,7 @@ def of(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, tokenizer: 
 def test_a_step_keeps_about_what_was_computed(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, checkpointing: bool
 ) -> None:
-    backbone = chat_backbone(num_hidden_layers=6, hidden_size=64, intermediate_size=192)
+    backbone = chat_backbone(num_hidden_layers=8, hidden_size=256, intermediate_size=512)
     stage = Stage(steps=1, facts=(2,))
     adapter = DeltaMemConfig(rank=4, num_state_heads=2)
     recipe = small_recipe(stages=(stage,), rows=6, adapter=adapter, gradient_checkpointing=checkpointing)
@@ -58,8 +58,10 @@ def test_a_step_keeps_about_what_was_computed(
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.objective(batch)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
-    one_more = (computed.replayed if checkpointing else computed.kept) + computed.predictions
-    assert 0.6 * one_more < kept < 1.2 * one_more  # computed for the largest of several batches
+    expected = computed.kept + computed.predictions
+    if checkpointing:  # without the one layer that is computed once more
+        expected = computed.replayed - computed.kept // 8 + computed.predictions
+    assert 0.6 * expected < kept < 1.2 * expected  # computed for the largest of several batches
     assert sum(p.numel() * p.itemsize for p in backbone.parameters()) == computed.weights
     assert computed.learning == 16 * sum(p.numel() for p in trainer.model.adapter.parameters())
 
@@ -67,7 +69,7 @@ def test_a_step_keeps_about_what_was_computed(
 def test_four_billion_weights_fit_24_gb(tokenizer: PreTrainedTokenizerBase) -> None:
     four_bits = {"quantization_config": {"load_in_4bit": True}}
     adapter = DeltaMemConfig(num_state_heads=8)
-    recipe = small_recipe(rows=16, adapter=adapter, align=0.05, gradient_checkpointing=True, model_kwargs=four_bits)
+    recipe = small_recipe(rows=16, adapter=adapter, gradient_checkpointing=True, model_kwargs=four_bits)
     small = of(recipe, QWEN3_4B, torch.bfloat16, tokenizer)
     assert small.total(checkpointing=True) < 24e9
     assert small.replayed < small.kept / 4
@@ -75,6 +77,8 @@ def test_four_billion_weights_fit_24_gb(tokenizer: PreTrainedTokenizerBase) -> N
     assert large.weights == pytest.approx(8.04e9, rel=0.01)
     assert small.weights == pytest.approx(2.8e9, rel=0.05)
     assert replace(large, weights=small.weights) == small
+    aligned = of(recipe.model_copy(update={"align": 0.05}), QWEN3_4B, torch.bfloat16, tokenizer)
+    assert aligned.total(checkpointing=True) == aligned.weights + aligned.aligning > small.total(checkpointing=True)
     told = small.rows(checkpointing=True)
     assert told["at most at once"] == small.total(checkpointing=True)
     assert told["kept for backward, with gradient_checkpointing"] == small.replayed

@@ -345,7 +345,7 @@ def test_chats_that_are_held_out_are_scored_and_never_trained_on(make: Make, tmp
     path = written(tmp_path / "chats.jsonl", 8)
     source = Source(format="chats", path=path, window=1, held_out=0.25)
     trainer = make(data=(source,), stages=(Stage(steps=2, data_share=1.0),))
-    assert trainer.notes == ["chats.jsonl: 8 episodes in 8 of 8 conversations; 2 held out, with 2 of the episodes"]
+    assert trainer.notes == ["chats.jsonl: 8 episodes in 8 of 8 conversations; 2 held out (2 episodes)"]
     kept = {e.answer for episodes in trainer.objective.data.held_out for e in episodes}
     drawn = {e.answer for n in range(20) for e in trainer.objective.draw(0, trainer.rng).episodes}
     assert not kept & drawn
