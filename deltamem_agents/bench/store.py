@@ -117,17 +117,18 @@ _FILL = (
     INSERT INTO deltamem_snapshots (id, session, thread, turn, messages, thread_messages, thread_tokens, fingerprint,
         created_at, kind, state, root)
     SELECT md5(n::text), 'user-' || lpad(n::text, 8, '0'), 'main', 1, 2, 2, 100, repeat('0', 64), :time, 'turn',
-        substr(:noise, 1 + (n::bigint * 7919 % (length(:noise) - :bytes))::int, :bytes), md5(n::text)
-    FROM generate_series(:first, :last) AS n
+        substr(:noise, 1 + (n::bigint * 7919 % (length(:noise) - CAST(:bytes AS int)))::int, CAST(:bytes AS int)),
+        md5(n::text)
+    FROM generate_series(CAST(:first AS int), CAST(:last AS int)) AS n
     """,
     """
     INSERT INTO deltamem_entries
     SELECT md5(n::text), m, 'user', repeat('0', 64), md5(n::text) || '-' || m, 1, :text, 50
-    FROM generate_series(:first, :last) AS n, generate_series(0, 1) AS m
+    FROM generate_series(CAST(:first AS int), CAST(:last AS int)) AS n, generate_series(0, 1) AS m
     """,
     """
     INSERT INTO deltamem_sessions SELECT 'user-' || lpad(n::text, 8, '0'), md5(n::text), :time, :time
-    FROM generate_series(:first, :last) AS n
+    FROM generate_series(CAST(:first AS int), CAST(:last AS int)) AS n
     """,
 )
 
