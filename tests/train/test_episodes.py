@@ -322,3 +322,12 @@ def test_the_prompt_is_the_window_and_the_question() -> None:
     window = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
     episode = Episode.model_validate({**GOOD, "window": window})
     assert episode.prompt == (*window, Message(role="user", content="Where do I live?"))
+
+
+def test_basic_attributes_are_a_few_common_ones() -> None:
+    rng = random.Random(3)
+    mix = EpisodeMix(attributes="basic", facts=(3,), dates=0.5)
+    names = {draw_episode(mix, VALUES, rng, split=s).tags[2] for s in ("train", "test") for _ in range(200)}
+    basics = {a.name for a in ATTRIBUTES if a.area == "basics"}
+    assert names <= basics
+    assert len(names) > 10
