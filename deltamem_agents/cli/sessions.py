@@ -18,7 +18,7 @@ from deltamem_agents.cli.console import count, note, out
 from deltamem_agents.cli.loading import BUNDLED, load_engine
 from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
 from deltamem_agents.cli.stored import find_session, find_snapshot, length, local, open_existing, short
-from deltamem_agents.errors import StoreError
+from deltamem_agents.errors import SessionNotFoundError, StoreError
 
 app = typer.Typer(no_args_is_help=True, help="List, show, fork, roll back, move and forget sessions.")
 
@@ -184,7 +184,11 @@ def forget(name: NameArgument, store: StoreOption = None, yes: YesOption = False
         if info is not None and not yes:
             question = f"Delete session {name!r} ({length(info)}) for good?"
             typer.confirm(question, abort=True, err=True)
-        opened.forget(name)
+        try:
+            opened.forget(name)  # a second time it ends what a reader was in the way of
+        except SessionNotFoundError:
+            find_session(opened, name)  # which says so in the words of the command line
+            raise
     note(f"Forgotten: {name}.")
 
 
