@@ -115,7 +115,7 @@ class TurnService:
         if cancelled.is_set():
             raise cancelled_error()
         with _model_errors():
-            prepared = self._runner.prepare(request)
+            prepared = yield from self._runner.prepare(request, cancelled.is_set)
             lane = self._runner.lane(prepared, emit, cancelled.is_set)
             yield lane
             if lane.finish_reason is None or lane.finish_reason == "cancelled":

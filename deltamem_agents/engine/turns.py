@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -13,7 +13,7 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.engine.alignment import name_of
 from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Plan, Planner
-from deltamem_agents.engine.prompts import PromptWriter, remainder
+from deltamem_agents.engine.prompts import PromptWriter, divided, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
 from deltamem_agents.errors import ConflictError, GenerationError, SessionError, StoreError
 from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar, rewound
@@ -100,8 +100,13 @@ class TurnRunner:
         self.conflicts = 0  # commits that somebody else was faster than
         self._warm: OrderedDict[str, _Warm] = OrderedDict()
 
-    def prepare(self, request: Request) -> Prepared:
-        """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning."""
+    def prepare(
+        self, request: Request, cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[int, int | None, Prepared]:
+        """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning.
+
+        It yields how many tokens there are to feed, and is sent how many it may feed before it yields again.
+        """
         remembers = request.remembers
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
         rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools, opened=True)
@@ -111,7 +116,13 @@ class TurnRunner:
         self.cold_replays += warm is None and plan.base is not None
         row = warm.row if warm else Row(self._start_state(plan))
         cached = len(row.ids)
-        row, logits = feed(self.model, row, remainder(rendered.pieces, cached))
+        rest = remainder(rendered.pieces, cached)
+        while rest:
+            part = yield sum(len(piece.ids) for piece in rest)
+            if cancelled():
+                raise cancelled_error()
+            first, rest = divided(rest, part or 1)
+            row, logits = feed(self.model, row, first)
         return Prepared(request, plan, row, logits, rendered.opening, len(ids), cached, warm)
 
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
