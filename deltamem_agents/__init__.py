@@ -1,6 +1,6 @@
 """Δ-Mem for agents: a frozen Hugging Face LLM with an online memory that persists by naming a session."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -157,6 +157,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Imports a public name when it is first used: torch takes seconds, and not every command needs it."""
+    if name == "__version__":
+        return metadata.version("deltamem-agents")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

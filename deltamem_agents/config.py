@@ -57,11 +57,11 @@ class DeltaMemConfig(BaseModel):
     target_layers: tuple[int, ...] | None = None
     """Which decoder layers carry a memory; None means all."""
     beta_bias_init: float = -2.0
-    """b_β at initialisation: σ(−2) ≈ 0.12 of each write goes in."""
+    """b_β at initialisation: σ(−2) ≈ 0.12 of each write goes in. With a floor b_β is higher, so that as much does."""
     lambda_bias_init: float = 5.0
     """b_λ at initialisation: σ(5) ≈ 0.993 of the state is kept per token."""
     read_gate_bias_init: float = 1.0
-    """b_g at initialisation: σ(1) ≈ 0.73 of each read passes."""
+    """b_g at initialisation: σ(1) ≈ 0.73 of each read passes, likewise."""
     delta_init_std: float = Field(default=0.02, ge=0)
     """Standard deviation of Δ at initialisation."""
     absorb_roles: tuple[Role, ...] = ("user", "tool")

@@ -37,7 +37,7 @@ class LayerOutput(NamedTuple):
     state: Tensor
     """S after the last token, float32 [B, N, r, r]."""
     carry: Tensor | None
-    """W_p x of each row's last token, [B, N·r], which the keys of the next tokens need; None without `key_shift`."""
+    """W_p x of each row's last token, float32 [B, N·r], for the keys of the next ones; None without `key_shift`."""
     gate: Tensor | None = None
     """The read gates g, float32 [B, T, N], where they were asked for."""
 
@@ -87,10 +87,10 @@ class DeltaMemLayer(nn.Module):
         self.in_proj.zero_()
         for name in ("q", "k", "v", "shift"):
             self.in_proj[self.block[name]].uniform_(-bound, bound, generator=generator)
-        self.gate_bias[: config.gates].fill_(config.beta_bias_init)
+        self.gate_bias[: config.gates].fill_(_over_floor(config.beta_bias_init, config.gate_floor))
         self.gate_bias[config.gates :].fill_(config.lambda_bias_init)
         if config.read_gate != "off":
-            self.read_gate_bias.fill_(config.read_gate_bias_init)
+            self.read_gate_bias.fill_(_over_floor(config.read_gate_bias_init, config.gate_floor))
         for delta in self.delta.values():
             delta.normal_(0.0, config.delta_init_std, generator=generator)
 
@@ -137,9 +137,10 @@ class DeltaMemLayer(nn.Module):
         gates: bool,
     ) -> LayerOutput:
         config, in_proj, block = self.config, self.in_proj, self.block
+        spans = None if write is False else spans
         only_read = write is False or spans is not None
         projected = F.linear(hidden.to(in_proj.dtype), in_proj[: block["k"].start] if only_read else in_proj)
-        if (write is False or spans is None) and not gates and self._fused(projected, state):
+        if spans is None and not gates and self._fused(projected, state, carry):
             return LayerOutput(
                 *native_gated_delta_rule(
                     projected,
@@ -161,15 +162,14 @@ class DeltaMemLayer(nn.Module):
         before: Tensor | None = None
         after: Tensor | None = None
         if config.key_shift:
-            before, after = shifted(projected[..., block["shift"]], carry, valid)
-        if write is False or spans is not None:
-            reads = torch.einsum("bnij,btnj->btni", state, self._unit(projected[..., block["q"]]))
-            if write is not False and spans is not None:
-                on = spans if write is True else torch.where(write, spans, -1)
-                state = self._write_spans(hidden, before, state, on)
+            before, after = shifted(projected[..., block["shift"]].float(), carry, valid)
+        q, written = self._unit(projected[..., block["q"]]), write if isinstance(write, Tensor) else None
+        if only_read:
+            reads = torch.einsum("bnij,btnj->btni", state, q)
+            if spans is not None:
+                state = self._write_spans(hidden, before, state, spans, written)
         else:
-            q, rest = self._unit(projected[..., block["q"]]), projected[..., block["k"].start :]
-            k, v, keep, erase, strength = self.writes(rest, before, None if write is True else write)
+            k, v, keep, erase, strength = self.writes(projected[..., block["k"].start :], before, written)
             reads, state = delta_rule(q, k, v, keep, erase, strength, state)
         gate = self.read_gate(projected[..., block["gate"]], reads)
         if gate is not None:
@@ -216,10 +216,17 @@ class DeltaMemLayer(nn.Module):
         out.view(-1, out.shape[-1]).addmm_(reads.reshape(-1, reads.shape[-1]), delta.t(), alpha=config.scale)
         return out
 
-    def _fused(self, projected: Tensor, state: Tensor) -> bool:
+    def _fused(self, projected: Tensor, state: Tensor, carry: Tensor | None) -> bool:
         """Whether one compiled call can do everything after the projection."""
-        needs_grad = torch.is_grad_enabled() and (projected.requires_grad or state.requires_grad)
-        return not needs_grad and runs_native(projected, state, self.gate_bias)
+        inputs = [projected, state, self.gate_bias]
+        if self.config.read_gate != "off":
+            inputs.append(self.read_gate_bias)
+        if self.config.read_gate == "match":
+            inputs.append(self.read_gate_match)
+        if carry is not None:
+            inputs.append(carry)
+        needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return not needs_grad and runs_native(*inputs)
 
     def _scale(self, projection: Projection) -> Tensor | float:
         scale = self.config.scale
@@ -238,18 +245,19 @@ class DeltaMemLayer(nn.Module):
 
         Args:
             projected: W_k x, W_v x, W_β x and W_λ x side by side.
-            before: W_p x of the token before, [B, T, N·r], with `key_shift`.
+            before: W_p x of the token before, float32 [B, T, N·r], with `key_shift`.
             written: which tokens are written, bool [B, T]; None: all.
         """
         config = self.config
         heads, rank, width, gates = config.num_state_heads, config.rank, config.width, config.gates
         k, v, raw = torch.split(projected, [width, width, projected.shape[-1] - 2 * width], -1)
         raw = torch.sigmoid(raw.float() + self.gate_bias.float())
-        raw = raw.reshape(*raw.shape[:-1], -1, heads, gates // heads)  # [B, T, kinds, N, r or 1]
+        kinds = 1 if config.couple_lambda else 2
+        raw = raw.reshape(*raw.shape[:-1], kinds, heads, gates // heads)  # [B, T, kinds, N, r or 1]
         raw = raw.expand(*raw.shape[:-1], rank)
         beta = floored(raw[..., 0, :, :], config.gate_floor)
         lam = 1.0 - beta if config.couple_lambda else raw[..., 1, :, :]
-        if config.gate_floor:
+        if config.gate_floor and not config.couple_lambda:
             lam = torch.where(beta > 0, lam, 1.0)
         keep = torch.ones_like(lam) if config.state_update_mode == "no_lambda" else lam
         erase = lam * beta if config.state_update_mode == "lambda_outside" else beta
@@ -257,13 +265,16 @@ class DeltaMemLayer(nn.Module):
             on = written[..., None, None]
             keep, erase, beta = torch.where(on, keep, 1.0), torch.where(on, erase, 0.0), torch.where(on, beta, 0.0)
         values = v.float().reshape(*v.shape[:-1], heads, rank)
-        return self._unit(k if before is None else k + before), values, keep, erase, beta
+        return self._unit(k if before is None else k.float() + before), values, keep, erase, beta
 
-    def _write_spans(self, hidden: Tensor, before: Tensor | None, state: Tensor, spans: Tensor) -> Tensor:
+    def _write_spans(
+        self, hidden: Tensor, before: Tensor | None, state: Tensor, spans: Tensor, written: Tensor | None
+    ) -> Tensor:
         """The state after one write a span: its tokens' mean hidden state, and for its key their mean token before."""
+        spans = spans if written is None else torch.where(written, spans, -1)
         means, present = _span_means(hidden, spans)
         projected = F.linear(means.to(self.in_proj.dtype), self.in_proj[self.block["k"].start :])
-        before = None if before is None else _span_means(before, spans)[0].to(projected.dtype)
+        before = None if before is None else _span_means(before, spans)[0]
         k, v, keep, erase, strength = self.writes(projected, before, present)
         return delta_rule(torch.zeros_like(k), k, v, keep, erase, strength, state)[1]
 
@@ -281,6 +292,14 @@ def shifted(projected: Tensor, carry: Tensor | None, valid: Tensor | None) -> tu
     last = F.pad(torch.where(valid, places, 0).cummax(1).values, (1, 0))  # [B, 1 + T]: the last valid place so far
     chosen = known.gather(1, last.unsqueeze(-1).expand_as(known))
     return chosen[:, :-1], chosen[:, -1]
+
+
+def _over_floor(bias: float, floor: float) -> float:
+    """The bias with which a gate that has this floor opens as far as σ(bias): a closed one would be slow to learn."""
+    if not floor:
+        return bias
+    opened = floor + (1 - floor) / (1 + math.exp(-bias))
+    return math.log(opened / (1 - opened))
 
 
 def _span_means(hidden: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from deltamem_agents.config import Role
 from deltamem_agents.errors import MessageError
+
+TEXTS = ("text", "input_text", "output_text")
+"""Types of content parts that hold text."""
+UNSAID = ("annotations", "audio", "function_call", "reasoning", "reasoning_content", "refusal")
+"""What OpenAI's and similar clients put beside an assistant's content: no part of what was said."""
 
 
 def _checked_unicode(text: str | None) -> str | None:
@@ -44,12 +50,15 @@ class ToolCall(BaseModel):
     @field_validator("arguments", mode="before")
     @classmethod
     def _read(cls, arguments: object) -> object:
-        if not isinstance(arguments, str):
-            return arguments
+        """Reads a string; what JSON has no form for, such as dates and NaN in a call of long ago, becomes text."""
         try:
-            return json.loads(arguments)
+            value = (json.loads(arguments) if arguments.strip() else {}) if isinstance(arguments, str) else arguments
         except json.JSONDecodeError as error:
-            raise ValueError(f"{arguments[:80]!r} is no JSON object ({error})") from error
+            raise ValueError(f"{str(arguments)[:80]!r} is no JSON object ({error})") from error
+        try:
+            return json.loads(json.dumps(to_jsonable_python(value)), parse_constant=str)
+        except (PydanticSerializationError, ValueError):
+            return value  # the checks to come say what is wrong
 
     @field_validator("arguments")
     @classmethod
@@ -71,7 +80,7 @@ class Message(BaseModel):
     role: Role
     """Who speaks."""
     content: str
-    """The text; may be None where tools are called, and is then empty."""
+    """The text. None is empty for an assistant or a tool; of OpenAI's content parts the texts are taken, a line each."""
     id: str | None = None
     """The caller's name for this message, if it has one; the same id is the same message."""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -82,13 +91,24 @@ class Message(BaseModel):
     """The tool that a tool's message is from."""
     snapshot: str | None = None
     """The snapshot that this reply was committed with, as its `Turn` gave it."""
+    cut: int | None = Field(None, ge=0)
+    """Of a message that is longer than the context, the model is shown so many characters; set by the engine."""
 
     @model_validator(mode="before")
     @classmethod
-    def _calls_may_come_without_text(cls, message: object) -> object:
-        if isinstance(message, Mapping) and message.get("tool_calls") and message.get("content", None) is None:
-            return {**message, "content": ""}
-        return message
+    def _openai_style(cls, message: object) -> object:
+        if not isinstance(message, Mapping):
+            return message
+        role, content = message.get("role"), message.get("content")
+        plain = {key: value for key, value in message.items() if value is not None or key == "content"}
+        if role == "assistant":
+            plain = {key: value for key, value in plain.items() if key not in UNSAID}
+            content = message.get("refusal") if content is None else content
+        if content is None and (role == "tool" or (role == "assistant" and ("content" in message or "tool_calls" in plain))):
+            content = ""
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            content = "\n".join(text for part in content if (text := _part(part, role)) is not None)
+        return plain if content is None else {**plain, "content": content}
 
     @field_validator("content", "id", "tool_call_id", "name", "snapshot")
     @classmethod
@@ -104,9 +124,15 @@ class Message(BaseModel):
         for field in ("tool_call_id", "name"):
             if getattr(self, field) is not None and self.role != "tool":
                 raise ValueError(f"{field} on a message of the {self.role}: only a tool's message answers a call")
-        if len({call.id for call in self.tool_calls}) != len(self.tool_calls):
-            raise ValueError("two of tool_calls have the same id: give each its own")
         return self
+
+    @property
+    def as_shown(self) -> "Message":
+        """As the model sees it: cut where it is over-long, with a mark that says so."""
+        if self.cut is None:
+            return self
+        calls = tuple(c.model_copy(update={"arguments": _cut(c.arguments, self.cut)}) for c in self.tool_calls)
+        return self.model_copy(update={"content": _cut(self.content, self.cut), "tool_calls": calls, "cut": None})
 
     def digest(self) -> str:
         """Identifies role, content and tool calls (names and arguments), for aligning histories."""
@@ -114,6 +140,32 @@ class Message(BaseModel):
         if self.tool_calls:
             said.append([[call.name, call.arguments] for call in self.tool_calls])
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _part(part: object, role: object) -> str | None:
+    """The text of a content part; None for what a past assistant did besides talking."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if isinstance(part, Mapping) and (kind in TEXTS or (kind == "refusal" and role == "assistant")):
+        text = part.get("refusal" if kind == "refusal" else "text")
+        if isinstance(text, str):
+            return text
+        raise ValueError(f"a content part of type {kind!r} holds {text!r}, expected a text under {kind!r}")
+    if role == "assistant":
+        return None
+    raise ValueError(f"a content part of type {kind!r}: this is a text model, expected parts of type 'text'")
+
+
+def _cut(value: JsonValue, most: int) -> JsonValue:
+    """A value whose texts have at most so many characters, and a mark where they were cut."""
+    if isinstance(value, str) and len(value) > most:
+        return f"{value[:most]}\n[cut here: {most:,} of {len(value):,} characters are shown]"
+    if isinstance(value, list):
+        return [_cut(inner, most) for inner in value]
+    if isinstance(value, dict):
+        return {key: _cut(inner, most) for key, inner in value.items()}
+    return value
 
 
 MessageLike: TypeAlias = Message | Mapping[str, object]

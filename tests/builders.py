@@ -5,7 +5,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel
+from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, DeltaMemOutput
 from deltamem_agents.config import DeltaMemConfig
 
 VOCABULARY = 96
@@ -69,6 +69,13 @@ UNHANDED: dict[str, dict[str, object]] = {
 """Families with plain projections whose decoder layers do not hand keyword arguments on to their attention."""
 
 
+MECHANISMS: dict[str, dict[str, object]] = {
+    "published": {"key_shift": False, "read_gate": "off", "gate_floor": 0.0},
+    "gated": {"key_shift": True, "read_gate": "match", "gate_floor": 0.3},
+}
+"""The memory as it was published, and with all that ours has beside."""
+
+
 def tiny(family: str = "Llama", *, attention: str | None = None, **options: object) -> PreTrainedModel:
     """A random model of the family, float32, in eval mode, the same every time."""
     extra = {**FAMILIES, **REFUSED, **UNHANDED}[family]
@@ -95,6 +102,11 @@ def adapted(family: str = "Llama", *, backbone: PreTrainedModel | None = None, *
     defaults = {"rank": 4, "alpha": 4.0, "num_state_heads": 2, "delta_heads": ("q", "k", "v", "o")}
     config = DeltaMemConfig.parse({**defaults, **options})
     return DeltaMemModel(backbone, randomised(DeltaMemAdapter.initialize(config, backbone))).eval()
+
+
+def warm(out: DeltaMemOutput) -> dict[str, object]:
+    """What the next forward of the same rows goes on from."""
+    return {"state": out.state, "past_key_values": out.past_key_values, "carry": out.carry}
 
 
 def tokens(rows: int, length: int, *, seed: int = 0) -> Tensor:

@@ -4,6 +4,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers.utils import logging as transformers_logging
 
+from tests.postgresql import pgbouncer as pgbouncer  # fixtures
+from tests.postgresql import postgresql as postgresql
+
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

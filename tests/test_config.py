@@ -7,10 +7,11 @@ from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import ConfigError
 
 
-def test_defaults_are_four_states_with_free_retention() -> None:
+def test_defaults_are_four_states_with_free_retention_and_gates_that_close() -> None:
     config = DeltaMemConfig()
     assert (config.rank, config.num_state_heads, config.width, config.gates) == (8, 4, 32, 32)
-    assert config.delta_heads == ("q", "o")
+    assert config.delta_heads == ("o",)
+    assert (config.key_shift, config.read_gate, config.gate_floor) == (True, "token", 0.3)
     assert not config.couple_lambda
     assert not config.spans
     assert config.scale == 2.0
@@ -42,6 +43,9 @@ def test_sizes() -> None:
         ({"absorb_roles": ("robot",)}, "absorb_roles.0: "),
         ({"trainable_delta_scale": True}, "trainable_delta_scale: "),
         ({"delta_heads": ("q",), "delta_o_rmsnorm": True}, r"delta_heads is \('q',\): add o"),
+        ({"read_gate": "on"}, "read_gate: .*'off', 'token' or 'match'"),
+        ({"gate_floor": 1.0}, "gate_floor: .* less than 1"),
+        ({"gate_floor": -0.1}, "gate_floor: .* greater than or equal to 0"),
         ({"rank": 0, "alpha": -1}, "rank: .*; alpha: "),
         ([], "config: Input should be"),
     ],
@@ -60,6 +64,19 @@ def test_json_and_back() -> None:
     config = DeltaMemConfig(delta_heads=("o", "k"), target_layers=(3, 1), absorb_roles=("user",), alpha=0.3)
     assert DeltaMemConfig.parse(config.model_dump(mode="json")) == config
     assert DeltaMemConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_what_is_off_is_no_part_of_what_an_adapter_is() -> None:
+    """So that adapters from before these options keep their fingerprints."""
+    off = DeltaMemConfig(key_shift=False, read_gate="off", gate_floor=0.0, read_gate_bias_init=3.0).identity()
+    assert not off.keys() & {"key_shift", "read_gate", "gate_floor", "read_gate_bias_init"}
+    on = DeltaMemConfig()
+    assert on.identity() == on.model_dump(mode="json")
+    only_gate = DeltaMemConfig(key_shift=False, gate_floor=0.0).identity()
+    assert only_gate.keys() & {"key_shift", "read_gate", "gate_floor", "read_gate_bias_init"} == {
+        "read_gate",
+        "read_gate_bias_init",
+    }
 
 
 def test_every_field_is_documented_under_itself() -> None:

@@ -191,8 +191,13 @@ class DeltaMemModel(nn.Module):
                 )
             return
         expected = (rows, len(self._attached), config.width)
-        if tuple(carry.shape) != expected:
-            raise StateError(f"carry has shape {list(carry.shape)}, expected {list(expected)} for these rows")
+        if tuple(carry.shape) != expected or carry.dtype != torch.float32:
+            raise StateError(
+                f"carry is {carry.dtype} {list(carry.shape)}, expected {torch.float32} {list(expected)}: it belongs to "
+                "other rows or another adapter"
+            )
+        if carry.device != self.device:
+            raise StateError(f"carry is on {carry.device}, the model on {self.device}: move it with carry.to(…)")
 
     def _checked(self, state: MemoryState, rows: int) -> MemoryState:
         config = self.adapter.config

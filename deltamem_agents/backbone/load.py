@@ -25,7 +25,7 @@ def load_backbone(
 
     Args:
         model: "bundled", a folder, or a hub id.
-        device: where to put it; None leaves that to transformers.
+        device: where to put it; None: on a GPU if there is one, unless `model_kwargs` say how it is placed.
         dtype: of the weights; "auto" takes the checkpoint's own.
         model_kwargs: anything else `AutoModelForCausalLM.from_pretrained` takes, such as `device_map` or
             `quantization_config`.
@@ -38,6 +38,8 @@ def load_backbone(
     if isinstance(path, Path) and not path.is_dir():
         raise BackboneError(f"no model at {path}: expected a folder with a config.json, or a hub id like owner/name")
     options = {"dtype": dtype, **(model_kwargs or {})}
+    if device is None and not {"device_map", "quantization_config"} & options.keys() and torch.cuda.is_available():
+        device = "cuda"
     try:
         loaded: object = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
         backbone, found = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)

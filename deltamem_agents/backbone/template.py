@@ -1,5 +1,6 @@
 """Chat templates as segments: which tokens of a prompt belong to which message."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -8,12 +9,16 @@ from itertools import accumulate
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from deltamem_agents.backbone.blocks import EMPTY_TURN, MARKS, Block, alternating, marked
+from deltamem_agents.backbone.boundaries import common_prefix, ends
 from deltamem_agents.backbone.calls import HERMES, CallSyntax, hermes_message, hermes_prompt, template_syntax
 from deltamem_agents.backbone.tools import Tool
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message, ToolCall
 
-MARK = "\ue000"  # a private-use character: put behind each content, it shows where the template puts the content's end
+PROBE = "\ue000"
+RECENT = 8
+"""The tokens of so many texts are kept: planning, prefill and commit of a turn render much the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +30,26 @@ class Segment:
     """Index of the message these tokens belong to, its markers included; None for what the template adds itself."""
 
 
-class ChatTemplate:
-    """Renders messages through a tokenizer's chat template, a segment a message.
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What the template is given, and what it makes of that."""
 
-    Each segment is tokenised by itself, so that a longer conversation starts with the very tokens of a shorter one.
-    Tools, calls and their answers are written by the template where it can, and in the style of Hermes where it can't:
-    the tools then stand in the system prompt.
+    blocks: list[Block]
+    text: str
+    marked: str
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether no part was dropped silently."""
+        return len(set(MARKS.findall(self.marked))) >= sum(len(block.texts) for block in self.blocks)
+
+
+class ChatTemplate:
+    """Renders messages through a tokenizer's chat template, and tells which tokens are whose.
+
+    The tokens are those of transformers' `apply_chat_template` on the same messages. Where the template refuses them or
+    drops some, it gets the list with roles that alternate: see `blocks`. Tools, calls and their answers are written by
+    the template where it can, and in the style of Hermes where it can't: the tools then stand in the system prompt.
 
     Raises:
         MessageError: when the tokenizer has no chat template.
@@ -43,39 +62,62 @@ class ChatTemplate:
                 "tokenizer.chat_template, or use an instruction-tuned model"
             )
         self.tokenizer = tokenizer
-        self._ids = lru_cache(maxsize=4096)(self._tokenise)
+        self._tokens = lru_cache(maxsize=RECENT)(self._tokenise)
 
     @cached_property
     def syntax(self) -> CallSyntax:
         """How this model calls tools."""
         return self._own_syntax or HERMES
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Segment]:
-        """Segments of the conversation, in order, without a generation prompt.
+    @cached_property
+    def filler(self) -> int:
+        """How many tokens may come in between messages where roles must alternate; 0 where they needn't."""
+        answer = Message(role="assistant", content="probe")
+        if self._text_if_accepted([answer]):
+            return 0
+        return 2 * sum(len(s.ids) for s in self.render([answer]) if s.message is None)
 
-        The description of `tools` belongs to the system message in front, or to no message.
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, opened: bool = False
+    ) -> list[Segment]:
+        """Segments of the conversation, in order: one for each message, and what the template adds before or between.
+
+        Args:
+            messages: the conversation; it need not be a well-formed one.
+            tools: described in the system message in front, or in a segment that is no message's.
+            opened: whether what opens the assistant's reply comes last, as a segment that is no message's.
 
         Raises:
             MessageError: the template refuses these messages.
         """
         if not messages:
             return []
-        spelled, own = self._spelled(messages, tools), self._own_tools(tools)
-        added = len(spelled) - len(messages)
-        whole = self._text(spelled, own)
-        start = _common_prefix(self._preamble(spelled[0], own), whole)
-        segments = [Segment(self._ids(whole[:start]), None)] if start else []
-        for index, end in enumerate([*self._ends(spelled, whole, own), len(whole)]):
-            end = max(start, end)
-            segments.append(Segment(self._ids(whole[start:end]), index - added if index >= added else None))
-            start = end
-        return segments
+        own = self._own_tools(tools)
+        view = self._view(messages, tools)
+        text = view.text
+        if opened:
+            text = self._text([b.whole for b in view.blocks], own, add_generation_prompt=True)
+            if text == view.text and view.blocks[-1].message.role == "assistant":  # nothing would open another answer
+                view = self._viewed([*view.blocks, EMPTY_TURN], own)
+                text = self._text([b.whole for b in view.blocks], own, add_generation_prompt=True)
+
+        def shown(blocks: Sequence[Block], with_marks: bool) -> str:
+            return self._text_if_accepted(marked(blocks) if with_marks else [b.whole for b in blocks], own)
+
+        parts = [(owner, block) for block in view.blocks for owner in block.owners]
+        places, closed = ends(view.blocks, view.text, view.marked, shown), common_prefix(view.text, text)
+        start = common_prefix(self._preamble(parts[places[0][0]][1].whole, own), text)
+        stretches = [(None, start), *((parts[part][0], min(end, closed)) for part, end in places)]
+        stretches += [(None, len(text))] if opened else []
+        ids = self._split(text, [place for _, place in stretches])
+        segments = [Segment(some, owner) for some, (owner, _) in zip(ids, stretches, strict=True)]
+        last = segments.pop() if opened else None  # empty where nothing needs to open an answer
+        segments = [segment for segment in segments if segment.ids or segment.message is not None]
+        return segments if last is None else [*segments, last]
 
     def generation_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """The tokens that open the assistant's reply to `messages`."""
-        spelled, own = self._spelled(messages, tools), self._own_tools(tools)
-        without, opened = self._text(spelled, own), self._text(spelled, own, add_generation_prompt=True)
-        return self._ids(opened[_common_prefix(without, opened) :])
+        return self.render(messages, tools, opened=True)[-1].ids
 
     def parse_reply(
         self, text: str, tools: Sequence[Tool], *, ids: Sequence[int] = (), opening: Sequence[int] = ()
@@ -120,36 +162,92 @@ class ChatTemplate:
         """The system prompt that the template gives a conversation without one."""
         user = Message(role="user", content="probe")
         preamble, alone = self._preamble(user), self._text_if_accepted([user])
-        given = self._text_if_accepted([Message(role="system", content=MARK), user])
-        before, _, after = given.partition(MARK)
+        given = self._text_if_accepted([Message(role="system", content=PROBE), user])
+        before, found, after = given.partition(PROBE)
+        if not found:
+            return ""
         closing = after.removesuffix(alone[len(preamble) :])
         if preamble.startswith(before) and preamble.endswith(closing) and len(preamble) >= len(before) + len(closing):
             return preamble[len(before) : len(preamble) - len(closing)]
         return ""
 
-    def _spelled(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-        """The messages as the template can show them; one more in front where tools need a system prompt."""
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template shows a system prompt in front of a user's message."""
+        talk = [Message(role=role, content=f"{role} probe") for role in ("system", "user")]
+        return talk[0].content in self._text_if_accepted(talk)
+
+    def _view(self, messages: Sequence[Message], tools: Sequence[Tool]) -> _View:
+        """The messages as they are if the template shows them all, else with roles that alternate."""
+        own, refusal = self._own_tools(tools), None
+        try:
+            plain = self._viewed([Block.of(*one) for one in self._spelled(messages, tools)], own)
+            if plain.shows_all:
+                return plain
+        except MessageError as error:
+            plain, refusal = None, error
+        try:
+            said = self._spelled(messages, tools, as_text=True)
+            mended = self._viewed(alternating(said, system=self._takes_system), own)
+        except MessageError:
+            mended = None
+        best = mended if mended is not None and (plain is None or mended.shows_all) else plain
+        if best is None:
+            assert refusal is not None
+            raise refusal
+        return best
+
+    def _viewed(self, blocks: list[Block], own: Sequence[Tool]) -> _View:
+        text = self._text([block.whole for block in blocks], own)
+        return _View(blocks, text, self._text_if_accepted(marked(blocks), own))
+
+    def _spelled(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, as_text: bool = False
+    ) -> list[tuple[int | None, Message]]:
+        """The messages, with their numbers, as the template can show them; tools may need a system prompt in front.
+
+        Args:
+            messages: what was said.
+            tools: what is described in the system prompt, unless the template does that.
+            as_text: whether calls and answers are text in any case.
+        """
+        said: list[tuple[int | None, Message]] = list(enumerate(messages))
         if not tools and not any(m.tool_calls or m.tool_call_id for m in messages):
-            return list(messages)
+            return said
+        if self._own_syntax is None or as_text:
+            said = [(owner, hermes_message(m)) for owner, m in said]
         if self._own_syntax is not None:
-            return list(messages)
-        spelled = [hermes_message(m) for m in messages]
+            return said
         if not self._takes_tool_messages:
-            answers = [m.tool_call_id is not None for m in messages]
-            spelled = [m.model_copy(update={"role": "user"}) if a else m for m, a in zip(spelled, answers, strict=True)]
+            said = [
+                (owner, m.model_copy(update={"role": "user"}) if messages[owner or 0].tool_call_id is not None else m)
+                for owner, m in said
+            ]
         if not tools:
-            return spelled
-        given = spelled[0].role == "system"
-        system = spelled.pop(0).content if given else self._default_system
-        content = "\n\n".join(part for part in (system, hermes_prompt(tools)) if part)
-        return [Message(role="system", content=content), *spelled]
+            return said
+        given = said[0][1].role == "system"
+        owner, system = said.pop(0) if given else (None, Message(role="system", content=self._default_system))
+        content = "\n\n".join(part for part in (system.content, hermes_prompt(tools)) if part)
+        return [(owner, Message(role="system", content=content)), *said]
 
     def _own_tools(self, tools: Sequence[Tool]) -> tuple[Tool, ...]:
         """The tools that the template itself describes."""
         return tuple(tools) if tools and self._own_syntax is not None else ()
 
-    def _tokenise(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+    def _split(self, text: str, places: Sequence[int]) -> list[tuple[int, ...]]:
+        """The tokens of a text, split at places in it. A token that reaches over a place belongs before it."""
+        places = list(accumulate(places, max))
+        if not self.tokenizer.is_fast:
+            parts = zip([0, *places], places, strict=False)
+            return [tuple(self.tokenizer.encode(text[start:end], add_special_tokens=False)) for start, end in parts]
+        ids, starts = self._tokens(text)
+        cuts = [len(ids) if place == len(text) else bisect_left(starts, place) for place in places]
+        return [ids[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
+
+    def _tokenise(self, text: str) -> tuple[tuple[int, ...], list[int]]:
+        """The tokens of a text, and where each begins."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return tuple(found["input_ids"]), list(accumulate((start for start, _ in found["offset_mapping"]), max))
 
     def _text(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, add_generation_prompt: bool = False
@@ -173,22 +271,6 @@ class ChatTemplate:
         except MessageError:
             return ""
 
-    def _ends(self, messages: Sequence[Message], whole: str, tools: Sequence[Tool]) -> list[int]:
-        """Where in `whole` each message but the last ends, the markers that close it included.
-
-        A conversation cut after a message shows what closes it. Its text need not be how the whole conversation starts:
-        templates strip the thinking from earlier turns, so the end is looked for behind the message's own content.
-        """
-        marked = [_marked(m) for m in messages]
-        parts = self._text_if_accepted(marked, tools).split(MARK)
-        texts = [self._text_if_accepted(marked[: n + 1], tools) for n in range(len(messages) - 1)]
-        if len(parts) != len(messages) + 1 or "".join(parts) != whole:  # the mark changed what the template does
-            cut = (self._text_if_accepted(messages[: n + 1], tools) for n in range(len(messages) - 1))
-            return [_common_prefix(text, whole) for text in cut]
-        contents = accumulate(len(part) for part in parts[:-2])
-        closings = (text.rpartition(MARK)[2] if MARK in text else "" for text in texts)
-        return [end + _common_prefix(closing, whole[end:]) for end, closing in zip(contents, closings, strict=True)]
-
     def _preamble(self, head: Message, tools: Sequence[Tool] = ()) -> str:
         """What the template puts before the first message: a default system prompt, a start token."""
         first = self._text_if_accepted([head], tools)
@@ -211,22 +293,3 @@ def _plain(message: Message) -> dict[str, object]:
         ]
     answer = {"tool_call_id": message.tool_call_id, "name": message.name}
     return plain | {key: value for key, value in answer.items() if value is not None}
-
-
-def _marked(message: Message) -> Message:
-    """With the mark behind its content, but before trailing space, which some templates strip.
-
-    Calls come after the content, which is often empty and then left out: the mark is behind the last one's name.
-    """
-    if message.tool_calls:
-        *calls, last = message.tool_calls
-        last = last.model_copy(update={"name": f"{last.name}{MARK}"})
-        return message.model_copy(update={"tool_calls": (*calls, last)})
-    bare = message.content.rstrip()
-    return message.model_copy(update={"content": f"{bare}{MARK}{message.content[len(bare) :]}"})
-
-
-def _common_prefix(a: str, b: str) -> int:
-    if b.startswith(a):
-        return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -64,7 +64,12 @@ def decode_steps(subject: Subject, *, cache: int, write: bool, seed: int) -> tup
         nonlocal out
         with torch.inference_mode():
             out = subject.model(
-                token, past_key_values=out.past_key_values, state=out.state, write=write, logits_to_keep=1
+                token,
+                past_key_values=out.past_key_values,
+                state=out.state,
+                write=write,
+                carry=out.carry,
+                logits_to_keep=1,
             )
 
     def frozen() -> None:

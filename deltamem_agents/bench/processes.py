@@ -78,14 +78,14 @@ def print_peak(model: str, kind: Kind, tokens: int, threads: int, seed: int) -> 
         zeros = (torch.zeros(1, 1, 4), torch.zeros(1), torch.zeros(1, 1, 1, 1), None)
         native_gated_delta_rule(*zeros, state_update_mode="standard", rankwise_gates=True, normalize_qk=True)
     ids = torch.zeros(1, tokens, dtype=torch.long)
-    past, state = None, None
+    past, state, carry = None, None, None
     with torch.inference_mode():
         for step in (ids, *[ids[:, :1]] * 3):
             if wrapped is None:
                 past = backbone(step, past_key_values=past, logits_to_keep=1, use_cache=True).past_key_values
             else:
-                out = wrapped(step, past_key_values=past, state=state, logits_to_keep=1)
-                past, state = out.past_key_values, out.state
+                out = wrapped(step, past_key_values=past, state=state, carry=carry, logits_to_keep=1)
+                past, state, carry = out.past_key_values, out.state, out.carry
     print(json.dumps([_peak()]))
 
 

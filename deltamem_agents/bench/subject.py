@@ -39,4 +39,4 @@ def load_adapter(model: str | Path, backbone: PreTrainedModel, *, seed: int) -> 
     try:
         return DeltaMemAdapter.from_pretrained(default_adapter_path(model)), "default"
     except AdapterError:
-        return DeltaMemAdapter.initialize(DeltaMemConfig(), backbone, seed=seed), "fresh, MSW 4×8 on q and o"
+        return DeltaMemAdapter.initialize(DeltaMemConfig(), backbone, seed=seed), "fresh, MSW 4×8 on o"

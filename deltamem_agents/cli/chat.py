@@ -1,5 +1,6 @@
 """`deltamem chat`: a conversation with a session, in a terminal or through a pipe."""
 
+import re
 import sys
 import time
 from collections.abc import Generator
@@ -8,16 +9,27 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.filesize import decimal
-
 from deltamem_agents.cli.console import count, note, show_error
 from deltamem_agents.cli.loading import BUNDLED, load_engine
-from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
+from deltamem_agents.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    ModelKwargsOption,
+    ModelOption,
+    StoreOption,
+)
 from deltamem_agents.errors import DeltaMemError, MessageError
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine, Turn
     from deltamem_agents.store import SessionInfo
+
+COMMANDS = {
+    "/help": "shows this",
+    "/forget": "deletes the session",
+    "/quit": "leaves, and so does Ctrl-D",
+}
 
 
 def chat(
@@ -30,15 +42,27 @@ def chat(
     ] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply, in tokens.")] = 256,
     temperature: Annotated[float | None, typer.Option(min=0, help="Sample at this temperature; 0: greedy.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    model_kwargs: ModelKwargsOption = "{}",
 ) -> None:
     """Chat with a session that remembers, one message a line; piped messages work too.
 
-    /quit or Ctrl-D leaves, /forget deletes the session, Ctrl-C cancels a reply.
+    /help lists the commands, /quit or Ctrl-D leaves, /forget deletes the session, Ctrl-C cancels a reply.
     """
     from deltamem_agents.engine.records import check_session_name
 
     check_session_name(session)
-    with load_engine(model, adapter=adapter, store=store, recent_messages=recent_messages) as engine:
+    loaded = load_engine(
+        model,
+        adapter=adapter,
+        store=store,
+        recent_messages=recent_messages,
+        device=device,
+        dtype=dtype,
+        model_kwargs=model_kwargs,
+    )
+    with loaded as engine:
         Conversation(
             engine,
             session,
@@ -71,13 +95,20 @@ class Conversation:
 
             info = self._info()
             known = f"{count(info.turns, 'turn')} remembered" if info else "new"
-            note(f"Session {self.session}: {known}. /quit leaves, /forget deletes the session, Ctrl-C cancels a reply.")
+            note(f"Session {self.session}: {known}. /help lists the commands, Ctrl-C cancels a reply.")
         while (text := self._read()) is not None and text != "/quit":
             try:
-                if text == "/forget":
+                if text == "/help":
+                    self._help()
+                elif text == "/forget":
                     self._forget()
+                elif re.match(r"/\w*(\s|$)", text):
+                    raise MessageError(
+                        f"{text.split()[0]} is no command, and was not said: expected {', '.join(COMMANDS)}; begin with "
+                        "// to say something that begins with /"
+                    )
                 elif text:
-                    self._reply(text)
+                    self._reply(text[1:] if text.startswith("//") else text)
             except DeltaMemError as error:
                 if not self.interactive:
                     raise
@@ -125,15 +156,16 @@ class Conversation:
             self._status(turn, time.monotonic() - started)
 
     def _status(self, turn: "Turn", seconds: float) -> None:
-        usage, info = turn.usage, self._info()
-        parts = [
-            f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached)",
-            f"{decimal(info.state_bytes if info else 0)} of state",
-            f"{seconds:.1f} s",
-        ]
+        usage = turn.usage
+        parts = [f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached)", f"{seconds:.1f} s"]
         if turn.finish_reason == "length":
             parts.append("cut at --max-new-tokens")
         note(" · ".join(parts))
+
+    def _help(self) -> None:
+        for name, what in COMMANDS.items():
+            note(f"{name:<8} {what}")
+        note("Ctrl-C   cancels a reply; whatever else you type is said. // says something that begins with /.")
 
     def _forget(self) -> None:
         info = self._info()

@@ -12,7 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deltamem_agents.cli.loading import BUNDLED, load_engine
+from deltamem_agents.cli.options import DeviceOption, DtypeOption, ModelKwargsOption
+
 if TYPE_CHECKING:
+    from deltamem_agents.engine import DeltaMemEngine
     from langchain_deltamem import ChatDeltaMem
 
 FACTS = ("My name is Nora.", "I live in Lisbon.", "My dog is called Biscuit.")
@@ -26,32 +30,37 @@ console = Console(width=100, highlight=False)
 
 
 def demo(
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    model_kwargs: ModelKwargsOption = "{}",
     part: Annotated[str, typer.Option(hidden=True)] = "all",
     store: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Tells an agent three facts, ends the process, and asks for them in a new one."""
-    if part == "tell":
-        _tell(_model(store))
-    elif part == "ask":
-        _ask(_model(store))
+    loading = ["--dtype", dtype, "--model-kwargs", model_kwargs, *([] if device is None else ["--device", device])]
+    if part != "all":
+        import langchain_deltamem  # noqa: F401  # says what to install before anything is loaded
+
+        engine = load_engine(
+            BUNDLED, adapter=None, store=str(store), device=device, dtype=dtype, model_kwargs=model_kwargs
+        )
+        with engine:
+            (_tell if part == "tell" else _ask)(_model(engine))
     else:
         from deltamem_agents.backbone.bundled import bundled_path
 
         bundled_path()
         with tempfile.TemporaryDirectory() as folder:
             for step in ("tell", "ask"):
-                command = [sys.executable, "-m", "deltamem_agents.cli", "demo", "--part", step, "--store"]
+                command = [sys.executable, "-m", "deltamem_agents.cli", "demo", "--part", step, *loading, "--store"]
                 if failed := subprocess.run([*command, str(Path(folder) / "sessions.db")]).returncode:
                     raise typer.Exit(failed)
 
 
-def _model(store: Path | None) -> "ChatDeltaMem":
-    from transformers.utils.logging import disable_progress_bar
-
+def _model(engine: "DeltaMemEngine") -> "ChatDeltaMem":
     from langchain_deltamem import ChatDeltaMem
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    return ChatDeltaMem(store=store, max_new_tokens=LENGTH)
+    return ChatDeltaMem(engine=engine, max_new_tokens=LENGTH)
 
 
 def _say(model: "ChatDeltaMem", session: str, text: str) -> str:
@@ -71,7 +80,6 @@ def _tell(model: "ChatDeltaMem") -> None:
     for text in SOMEBODY_ELSE:
         _say(model, "oscar", text)
     console.print("  (Oscar, another user, told three facts about himself in session \"oscar\".)")
-    model.get_engine().close()
     console.print("The process ends.\n")
 
 

@@ -3,14 +3,21 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deltamem_agents.cli.console import err, note
-from deltamem_agents.cli.loading import BUNDLED, load_engine
-from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
+from deltamem_agents.cli.loading import BUNDLED, json_object, load_engine
+from deltamem_agents.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    ModelKwargsOption,
+    ModelOption,
+    StoreOption,
+)
 from deltamem_agents.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +26,15 @@ if TYPE_CHECKING:
     from deltamem_agents.evaluate.suites import SuiteReport
 
 COLUMNS = (BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
+
+
+class Loading(TypedDict):
+    """How a model is loaded."""
+
+    device: str | None
+    dtype: str
+    model_kwargs: str
+
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model and its adapter.")
 
@@ -34,6 +50,9 @@ def recall(
     text: Annotated[Path | None, typer.Option(help="Text for the perplexity. Default: a built-in one.")] = None,
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    model_kwargs: ModelKwargsOption = "{}",
     output: Annotated[
         Path | None, typer.Option(help="Also write every answer to this .json file, and the table to a .md beside it.")
     ] = None,
@@ -45,7 +64,10 @@ def recall(
     untold, labels, live-turns, perplexity.
     """
     chosen = _numbers(seeds)
-    with load_engine(model, adapter=adapter, store=":memory:") as engine:
+    loaded = load_engine(
+        model, adapter=adapter, store=":memory:", device=device, dtype=dtype, model_kwargs=model_kwargs
+    )
+    with loaded as engine:
         import torch
 
         from deltamem_agents.evaluate import ROWS, evaluate_recall
@@ -102,6 +124,9 @@ def harness(
     seed: Annotated[int, typer.Option(help="Draws what a full memory is told.")] = 0,
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    model_kwargs: ModelKwargsOption = "{}",
     store: StoreOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write every reply to this .json file, and the table to a .md beside it.")
@@ -112,11 +137,13 @@ def harness(
 
     Data come from the Hugging Face hub, as the harness gets them. Needs the extra "harness".
     """
-    about = _object(metadata)
+    about = json_object(metadata, option="--metadata", example='{"max_seq_lengths": [4096]}')
     from deltamem_agents.evaluate.harness import MEMORIES, evaluate_harness, require_harness  # here: transformers
 
     require_harness()
-    with load_engine(model, adapter=adapter, store=":memory:" if memory in MEMORIES else store) as engine:
+    where = ":memory:" if memory in MEMORIES else store
+    loaded = load_engine(model, adapter=adapter, store=where, device=device, dtype=dtype, model_kwargs=model_kwargs)
+    with loaded as engine:
         import torch
 
         if threads is not None:
@@ -158,6 +185,9 @@ def _suite(name: str, about: str) -> Callable[..., None]:
         seed: Annotated[int, typer.Option(help="Draws what is drawn.")] = 0,
         model: ModelOption = BUNDLED,
         adapter: AdapterOption = None,
+        device: DeviceOption = None,
+        dtype: DtypeOption = "auto",
+        model_kwargs: ModelKwargsOption = "{}",
         output: Annotated[
             Path | None,
             typer.Option(help="Folder for every answer, the tables and the memories; a run that was stopped goes on."),
@@ -175,6 +205,7 @@ def _suite(name: str, about: str) -> Callable[..., None]:
             seed=seed,
             model=model,
             adapter=adapter,
+            loading=Loading(device=device, dtype=dtype, model_kwargs=model_kwargs),
             output=output,
             threads=threads,
         )
@@ -209,6 +240,7 @@ def _run_suite(
     seed: int,
     model: str,
     adapter: str | None,
+    loading: Loading,
     output: Path | None,
     threads: int | None,
 ) -> None:
@@ -219,7 +251,7 @@ def _run_suite(
     if output is not None:
         _make_folder(output)
     store = ":memory:" if output is None else str(output / "memory.db")
-    with load_engine(model, adapter=adapter, store=store, recent_messages=0) as engine:
+    with load_engine(model, adapter=adapter, store=store, recent_messages=0, **loading) as engine:
         import torch
 
         from deltamem_agents.evaluate.suites import CONDITIONS, evaluate_suite, limited
@@ -271,15 +303,6 @@ def _numbers(text: str, *, what: str = "seeds") -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"{what} are {text!r}, expected whole numbers with commas, as in 0,1,2") from error
-
-
-def _object(text: str) -> dict[str, object]:
-    try:
-        return dict(json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f'metadata is {text!r}, expected a JSON object, as in {{"max_seq_lengths": [4096]}}: {error}'
-        ) from error
 
 
 def _write(report: "RecallReport | SuiteReport | HarnessReport", output: Path) -> None:

@@ -1,9 +1,12 @@
 """Loading an engine while somebody watches."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltamem_agents.backbone.bundled import bundled_path
 from deltamem_agents.cli.console import err
+from deltamem_agents.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
@@ -11,14 +14,36 @@ if TYPE_CHECKING:
 BUNDLED = "bundled"
 
 
-def load_engine(model: str, *, adapter: str | None, store: str | None, recent_messages: int = 8) -> "DeltaMemEngine":
+def load_engine(
+    model: str,
+    *,
+    adapter: str | None,
+    store: str | None,
+    recent_messages: int = 8,
+    device: str | None = None,
+    dtype: str = "auto",
+    model_kwargs: str = "{}",
+) -> "DeltaMemEngine":
     """Loads a model with its adapter and opens a store; see `DeltaMemEngine.from_pretrained`.
 
+    Args:
+        model: "bundled", a folder, or a hub id.
+        adapter: a folder or hub id; the folder of a training run stands for the adapter in it.
+        store: where sessions live.
+        recent_messages: how many recent messages are also in the prompt.
+        device: where to put the model.
+        dtype: of its weights.
+        model_kwargs: more of what transformers takes, as a JSON object.
+
     Raises:
+        ConfigError: `model_kwargs` is no JSON object.
         BackboneError: the model cannot be found or loaded.
         AdapterError: the adapter cannot be found or loaded, or does not fit.
         StoreError: the store cannot be opened.
     """
+    more = json_object(model_kwargs, option="--model-kwargs", example='{"revision": "v2"}')
+    if adapter is not None and (Path(adapter) / "adapter").is_dir():
+        adapter = str(Path(adapter) / "adapter")
     if model == BUNDLED:
         bundled_path()  # has a progress bar of its own
     with err.status(f"Loading {model}"):
@@ -27,4 +52,27 @@ def load_engine(model: str, *, adapter: str | None, store: str | None, recent_me
         from deltamem_agents.engine import DeltaMemEngine
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        return DeltaMemEngine.from_pretrained(model, adapter=adapter, store=store, recent_messages=recent_messages)
+        return DeltaMemEngine.from_pretrained(
+            model,
+            adapter=adapter,
+            store=store,
+            recent_messages=recent_messages,
+            device=device,
+            dtype=dtype,
+            model_kwargs=more,
+        )
+
+
+def json_object(text: str, *, option: str, example: str) -> dict[str, object]:
+    """Reads an option that is a JSON object.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} is {text!r}, expected a JSON object, as in {example}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{option} is {text!r}, expected a JSON object, as in {example}")
+    return found

@@ -9,6 +9,16 @@ AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", help="Folder or hub id of an adapter. Default: the one that ships for the model."),
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where to put the model, as in cuda:1. Default: a GPU if there is one.")
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help='Of the model\'s weights, as in bfloat16; "auto": as saved.')]
+ModelKwargsOption = Annotated[
+    str,
+    typer.Option(
+        "--model-kwargs", help='More for transformers\' from_pretrained, as JSON: {"revision": "v2", "device_map": "auto"}.'
+    ),
+]
 StoreOption = Annotated[
     str | None,
     typer.Option("--store", help="SQLite file or database URL. Default: sessions.db in your data folder."),

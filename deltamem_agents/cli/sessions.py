@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -170,15 +171,16 @@ def rollback(
         now = find_session(opened, name)
     note(f"{name}: {length(now)}.")
     if info.head is not None and info.head != now.head:
-        note(f"`deltamem sessions rollback {name} --to {short(info.head)}` undoes this.")
+        where = "" if store is None else f" --store {shlex.quote(store)}"
+        note(f"`deltamem sessions rollback {shlex.quote(name)} --to {short(info.head)}{where}` undoes this.")
 
 
 @app.command()
 def forget(name: NameArgument, store: StoreOption = None, yes: YesOption = False) -> None:
     """Delete a session for good: its memory, its log and its texts."""
     with open_existing(store) as opened:
-        info = find_session(opened, name)
-        if not yes:
+        info = opened.session(name)
+        if info is not None and not yes:
             question = f"Delete session {name!r} ({length(info)}) for good?"
             typer.confirm(question, abort=True, err=True)
         opened.forget(name)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deltamem_agents.engine.runs import runs_anywhere, runs_at_end
 from deltamem_agents.messages import Message
 from deltamem_agents.store import Entry, Snapshot
 
@@ -69,8 +70,7 @@ def by_digest(spoken: Sequence[Message], turns: Sequence[Snapshot]) -> Known | N
     places = [(turn, place) for turn in turns for place in range(len(turn.entries))]
     line = [turn.entries[place].digest for turn, place in places]
     said = [message.digest() for message in spoken]
-    ends = [(_run(said[:stop], line), stop) for stop in range(1, len(said) + 1)]
-    length, stop = max(ends, default=(0, 0))
+    length, stop = max(((run, stop) for stop, run in enumerate(runs_at_end(said, line), 1)), default=(0, 0))
     if length:
         return Known(stop - 1, *places[-1])
     if turns and len(line) > 1 and turns[-1].kind == "turn":
@@ -83,15 +83,10 @@ def by_digest(spoken: Sequence[Message], turns: Sequence[Snapshot]) -> Known | N
 def _longest_with_reply(
     spoken: Sequence[Message], said: Sequence[str], line: Sequence[str], places: Sequence[tuple[Snapshot, int]]
 ) -> Known | None:
-    best, found = 0, None
-    for index, message in enumerate(spoken):
-        if message.role != "assistant":
-            continue
-        for at, digest in enumerate(line):
-            if digest == said[index]:
-                length = _run(said[: index + 1], line[: at + 1])
-                if length >= max(best, 2):  # a reply alone, "Sure.", proves little
-                    best, found = length, Known(index, *places[at])
+    best, found = 2, None  # a reply alone, "Sure.", proves little
+    for index, (length, at) in enumerate(runs_anywhere(said, line)):
+        if spoken[index].role == "assistant" and length >= best:
+            best, found = length, Known(index, *places[at])
     return found
 
 

@@ -125,7 +125,7 @@ class DeltaMemEngine:
             model: "bundled", a folder, or a hub id of a causal LM.
             adapter: an adapter, its folder or hub id; None takes the default one, which exists for the bundled model.
             store: where sessions live.
-            device: where to put the model.
+            device: where to put the model; None: on a GPU if there is one.
             dtype: of the backbone's weights. States are float32 always.
             model_kwargs: anything else transformers' `from_pretrained` takes.
             recent_messages: how many recent messages are also in the prompt.
@@ -157,9 +157,24 @@ class DeltaMemEngine:
         )
 
     @classmethod
-    def bundled(cls, *, store: StateStore | str | Path | None = None, recent_messages: int = 8) -> Self:
+    def bundled(
+        cls,
+        *,
+        store: StateStore | str | Path | None = None,
+        recent_messages: int = 8,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        model_kwargs: dict[str, object] | None = None,
+    ) -> Self:
         """The bundled model with its default adapter. The first call fetches the model, about 93 MB."""
-        return cls.from_pretrained(BUNDLED, store=store, recent_messages=recent_messages)
+        return cls.from_pretrained(
+            BUNDLED,
+            store=store,
+            recent_messages=recent_messages,
+            device=device,
+            dtype=dtype,
+            model_kwargs=model_kwargs,
+        )
 
     # --- turns
 
@@ -250,8 +265,7 @@ class DeltaMemEngine:
             ConfigError: a tool is described badly.
         """
         shown, use = as_messages(messages), ToolUse.parse(tools)
-        rendered = self._writer.render(shown, (), write=False, tools=use.shown)
-        return len(rendered.ids) + len(self._writer.opening(shown, tools=use.shown).ids)
+        return len(self._writer.render(shown, (), write=False, tools=use.shown, opened=True).ids)
 
     def batch(
         self,

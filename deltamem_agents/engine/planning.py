@@ -9,6 +9,7 @@ from deltamem_agents.engine.prompts import PromptWriter, in_groups
 from deltamem_agents.engine.records import Request, Transcript
 from deltamem_agents.engine.windows import Window, load_window
 from deltamem_agents.errors import (
+    ConfigError,
     ContextOverflowError,
     FingerprintError,
     MessageError,
@@ -96,24 +97,21 @@ class Planner:
         """Plans a turn of a session.
 
         Raises:
-            ContextOverflowError: one message, or what is shown in front, is longer than the context.
+            ContextOverflowError: the question, or what is shown in front, is longer than the context.
             FingerprintError: the session belongs to another model.
-            MessageError: there is nothing to reply to.
         """
         head = self.head(request.session)
-        plan = self._plan(request, head, self._navigator.course(request, head))
-        prompt = (*plan.shown, *plan.spoken)
-        if not prompt or prompt[-1].role in ("assistant", "system"):
-            raise MessageError(
-                "there is nothing new to reply to: the session has seen all of these messages, or the last one is the "
-                "assistant's; add a user message"
-            )
-        return plan
+        course = self._navigator.course(request, head)
+        plan = self._plan(request, head, course)
+        if plan.spoken or any(message.role != "system" for message in plan.shown):
+            return plan
+        said = [message for message in request.messages if message.role != "system"]  # nothing new, and no window
+        return self._plan(request, head, replace(course, shown=(*course.shown, *said[-1:]))) if said else plan
 
     def absorption(self, request: Request) -> Plan:
         """Plans the writing of messages that are new by definition."""
         head = self.head(request.session)
-        return self._plan(request, head, Course(head, (), request.messages))
+        return self._plan(request, head, Course(head, (), request.messages), absorbs=True)
 
     def continuation(self, request: Request, lost: Plan) -> Plan:
         """Plans a turn again, on a head that somebody else has moved meanwhile: nothing of theirs is undone.
@@ -139,14 +137,9 @@ class Planner:
 
         Raises:
             ContextOverflowError: they are longer than the context.
-            MessageError: there is nothing to reply to.
         """
-        if request.messages[-1].role in ("assistant", "system"):
-            last = request.messages[-1].role
-            raise MessageError(f"there is nothing to reply to: the last message is the {last}'s; add a user message")
         tools = request.use.shown
-        tokens = len(self.writer.render(request.messages, (), write=False, tools=tools).ids)
-        tokens += len(self.writer.opening(request.messages, tools=tools).ids)
+        tokens = len(self.writer.render(request.messages, (), write=False, tools=tools, opened=True).ids)
         if tokens > self._limit(request):
             raise ContextOverflowError(
                 f"the prompt has {tokens} tokens, but {self._limit(request)} fit ({self._budget(request)}): shorten "
@@ -174,15 +167,17 @@ class Planner:
             )
         return line[-1]
 
-    def _plan(self, request: Request, head: Snapshot | None, course: Course) -> Plan:
-        shown, new = course.shown, course.new
-        measured = new or (Message(role="user", content=""),)  # in front of the window there may be nothing new
-        tools = request.use.shown
-        rendered = self.writer.render(shown, measured, write=False, tools=tools)
-        lengths = rendered.lengths[len(shown) :]
-        fixed = len(rendered.ids) - sum(lengths) + len(self.writer.opening((*shown, *measured), tools=tools).ids)
-        lengths = lengths if new else ()
-        room = self._limit(request) - fixed
+    def _plan(
+        self, request: Request, head: Snapshot | None, course: Course, *, absorbs: bool = False
+    ) -> Plan:
+        tools, limit = request.use.shown, self._limit(request)
+        fixed, context, lengths = self._measured(course, tools)
+        if max((*context, *lengths), default=0) > limit - fixed:
+            asked = request.messages if absorbs else request.messages[-1:]
+            course = self._cut(course, limit - fixed, (*context, *lengths), asked)
+            fixed, context, lengths = self._measured(course, tools)
+        new, fixed = course.new, fixed + sum(context)
+        room = limit - fixed
         self._check_fits(request, new, lengths, room, fixed)
         groups = in_groups(lengths, room)
         crowded = len(groups) > 1  # the memory takes in what does not fit, so the window is all behind
@@ -197,10 +192,58 @@ class Planner:
             answers=not crowded and bool(new) and new[0].role == "tool",
             until=course.until,
         )
-        return Plan(head, course, window, lengths, request.use.shown, tuple(groups))
+        return Plan(head, course, window, lengths, tools, tuple(groups))
+
+    def _measured(self, course: Course, tools: Sequence[Tool]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Tokens of a prompt in front of the window: what is always there, each message shown there, each new one.
+
+        A system prompt is always there. The numbers of what is shown are 0 for it.
+        """
+        shown, new = course.shown, course.new
+        measured = new or (Message(role="user", content=""),)  # in front of the window there may be nothing new
+        rendered = self.writer.render(shown, measured, write=False, tools=tools, opened=True)
+        lengths = rendered.lengths[len(shown) :]
+        context = tuple(0 if m.role == "system" else n for m, n in zip(shown, rendered.lengths, strict=False))
+        fixed = len(rendered.ids) - sum(lengths) - sum(context) + self.writer.template.filler
+        return fixed, context, lengths if new else ()
+
+    def _cut(
+        self, course: Course, room: int, lengths: Sequence[int], asked: Sequence[Message]
+    ) -> Course:
+        """The course with messages that are longer than the room cut to half of it together, in what the model sees.
+
+        A tool's answer must not end a conversation for good: what is kept is the whole of it. The question, and what
+        an absorption writes, are the caller's to shorten.
+        """
+        messages = (*course.shown, *course.new)
+        over = [
+            place
+            for place, (message, length) in enumerate(zip(messages, lengths, strict=True))
+            if length > room and not (message.role == "user" and any(message is one for one in asked))
+        ]
+        cut = list(messages)
+        for place in over:
+            cut[place] = self._shortened(messages[place], lengths[place], max(1, room // 2 // len(over)))
+        return replace(course, shown=tuple(cut[: len(course.shown)]), new=tuple(cut[len(course.shown) :]))
+
+    def _shortened(self, message: Message, length: int, most: int) -> Message:
+        """A message that takes at most so many tokens in a prompt, if cutting its texts can bring it there."""
+        longest = max(len(message.content), *(len(str(call.arguments)) for call in message.tool_calls), 0)
+        characters = min(longest, message.cut or longest)
+        while length > most and characters:
+            characters = int(characters * min(0.9, most / length))
+            message = message.model_copy(update={"cut": characters})
+            length = sum(self.writer.render((), [message], write=False).lengths)
+        return message
 
     def _limit(self, request: Request) -> int:
         room = self.context - request.options.max_new_tokens - REPLY_MARKERS
+        if room < 1:
+            raise ConfigError(
+                f"max_new_tokens is {request.options.max_new_tokens}, and the model's context is {self.context} tokens: "
+                f"expected at most {self.context - REPLY_MARKERS - 1}, less what the prompt takes; ask for a shorter "
+                "reply"
+            )
         return min(self.max_prompt_tokens or room, room)
 
     def _budget(self, request: Request) -> str:

@@ -19,6 +19,8 @@ class Rendered:
     pieces: tuple[Piece, ...]
     lengths: tuple[int, ...]
     """Tokens of each message, its markers included."""
+    opening: Piece | None = None
+    """The last piece, where it opens the reply."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -33,22 +35,29 @@ class PromptWriter:
         self.template, self.config = template, config
 
     def render(
-        self, shown: Sequence[Message], spoken: Sequence[Message], *, write: bool, tools: Sequence[Tool] = ()
+        self,
+        shown: Sequence[Message],
+        spoken: Sequence[Message],
+        *,
+        write: bool,
+        tools: Sequence[Tool] = (),
+        opened: bool = False,
     ) -> Rendered:
-        """Pieces of `shown`, never written, then `spoken`, written where their role is absorbed and `write` is on."""
-        messages = [*shown, *spoken]
+        """Pieces of `shown`, never written, then `spoken`, written where their role is absorbed and `write` is on.
+
+        With `opened` the last piece opens the reply; where replies are written as they come, it is part of the reply.
+        """
+        messages = [message.as_shown for message in (*shown, *spoken)]
         pieces, lengths = [], [0] * len(messages)
-        for segment in self.template.render(messages, tools):
+        for segment in self.template.render(messages, tools, opened=opened):
             on = write and segment.message is not None and segment.message >= len(shown)
             on = on and messages[segment.message or 0].role in self._roles
             pieces.append(Piece(segment.ids, on, self._spans(segment.ids) if on and self.config.spans else None))
             if segment.message is not None:
                 lengths[segment.message] += len(segment.ids)
-        return Rendered(tuple(pieces), tuple(lengths))
-
-    def opening(self, messages: Sequence[Message], *, write: bool = False, tools: Sequence[Tool] = ()) -> Piece:
-        """The generation prompt after `messages`; where replies are written as they come, it is part of the reply."""
-        return Piece(self.template.generation_prompt(messages, tools), write and self.writes_replies)
+        if opened:
+            pieces[-1] = Piece(pieces[-1].ids, write and self.writes_replies)
+        return Rendered(tuple(pieces), tuple(lengths), pieces[-1] if opened else None)
 
     @property
     def writes_replies(self) -> bool:

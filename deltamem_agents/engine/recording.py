@@ -74,7 +74,7 @@ class WriteRecorder:
 
     @property
     def read_gates(self) -> Tensor:
-        """How far each token's reads opened, the mean of g over heads: float32 [layers, tokens], 1 without gates."""
+        """How far reads opened at each token: g, the mean over heads, float32 [layers, tokens]; 1 without a gate."""
         return self._stacked([self._records[layer].read_gates for layer in self._layers])
 
     def _stacked(self, layers: list[list[Tensor]]) -> Tensor:
@@ -89,14 +89,13 @@ class WriteRecorder:
         record, tokens = self._records[module], hidden.shape[1]
         units = _units(kwargs["write"], kwargs["spans"], tokens)
         if units:
-            inputs = torch.stack([hidden[0, unit].float().mean(0) for unit in units])  # [writes, H]
-            before = _before(module, hidden, kwargs["carry"], units)
-            beta, lam = _gates(module, inputs)
-            record.write_gates.append(beta)
-            record.keep_gates.append(lam)
-            record.strengths.append(_strengths(module, inputs, before, state))
+            writes = _writes(module, hidden, kwargs["carry"], units)
+            _, _, keep, _, beta = writes
+            record.write_gates.append(beta[0].mean((1, 2)))
+            record.keep_gates.append(keep[0].mean((1, 2)))
+            record.strengths.append(_strengths(writes, state))
             record.positions += [tuple(record.seen + position for position in unit) for unit in units]
-        record.read_gates.append(torch.ones(tokens) if out.gate is None else out.gate[0].mean(-1))
+        record.read_gates.append(hidden.new_ones(tokens).float() if out.gate is None else out.gate[0].mean(-1))
         record.seen += tokens
 
 
@@ -116,37 +115,24 @@ def _units(write: Tensor | bool | None, spans: Tensor | bool | None, tokens: int
     return [units[span] for span in sorted(units)]
 
 
-def _before(layer: DeltaMemLayer, hidden: Tensor, carry: Tensor | bool | None, units: list[list[int]]) -> Tensor | None:
-    """What the keys of writes take from the tokens before theirs: [1, writes, N·r], or None."""
-    if not layer.config.key_shift:
-        return None
-    projected = F.linear(hidden.to(layer.in_proj.dtype), layer.in_proj[layer.block["shift"]])
-    before, _ = shifted(projected, carry if isinstance(carry, Tensor) else None, None)
-    return torch.stack([before[0, unit].float().mean(0) for unit in units])[None]
+def _writes(
+    layer: DeltaMemLayer, hidden: Tensor, carry: Tensor | bool | None, units: list[list[int]]
+) -> tuple[Tensor, ...]:
+    """k, v, keep, erase and write of each unit, as the layer computes them; each [1, writes, N, r]."""
+    weight, before = layer.in_proj, None
+    if layer.config.key_shift:
+        projected = F.linear(hidden.to(weight.dtype), weight[layer.block["shift"]]).float()
+        each, _ = shifted(projected, carry if isinstance(carry, Tensor) else None, None)
+        before = torch.stack([each[0, unit].mean(0) for unit in units])[None]
+    inputs = torch.stack([hidden[0, unit].float().mean(0) for unit in units])[None]  # [1, writes, H]
+    return layer.writes(F.linear(inputs.to(weight.dtype), weight[layer.block["k"].start :]), before, None)
 
 
-def _gates(layer: DeltaMemLayer, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """β and λ as the layer computes them, their means over heads and rows: [writes, H] -> two of [writes]."""
-    beta, config = layer.write_gate(inputs), layer.config
-    if config.state_update_mode == "no_lambda":
-        return beta, torch.ones_like(beta)
-    if config.couple_lambda:
-        return beta, 1.0 - beta
-    _, _, keep, _, _ = _projected_writes(layer, inputs, None)
-    return beta, keep[0].mean((-2, -1))
-
-
-def _projected_writes(layer: DeltaMemLayer, inputs: Tensor, before: Tensor | None) -> tuple[Tensor, ...]:
-    projected = F.linear(inputs.to(layer.in_proj.dtype), layer.in_proj[layer.block["k"].start :])
-    return layer.writes(projected[None], before, None)
-
-
-def _strengths(layer: DeltaMemLayer, inputs: Tensor, before: Tensor | None, state: Tensor) -> Tensor:
-    """Writes one after the other, each as a token of its own: [writes, H] and [1, N, r, r] -> [writes]."""
+def _strengths(writes: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    """Writes one after the other from a state [1, N, r, r], each by itself -> [writes]."""
     strengths = []
-    for write in zip(*(torch.split(x, 1, 1) for x in _projected_writes(layer, inputs, before)), strict=True):
-        k, v, keep, erase, strength = write
-        after = delta_rule(torch.zeros_like(k), k, v, keep, erase, strength, state)[1]
+    for k, v, keep, erase, write in zip(*(torch.split(x, 1, 1) for x in writes), strict=True):
+        after = delta_rule(torch.zeros_like(k), k, v, keep, erase, write, state)[1]
         norm = after.norm()
         strengths.append(torch.where(norm > 0, (after - state).norm() / norm, 0.0))
         state = after

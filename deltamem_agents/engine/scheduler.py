@@ -1,5 +1,6 @@
 """One thread owns the model: it takes work in, decodes all replies under way together, and lets finished work go."""
 
+import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,9 +61,11 @@ class Scheduler:
         self._waiting: list[Job[Any]] = []
         self._running: dict[int, tuple[Job[Any], Steps[Any]]] = {}  # by the id of the lane; the model thread's own
         self._awake = self._closed = False
+        self._process = os.getpid()
 
     def submit(self, *jobs: Job[Any]) -> None:
         """Queues jobs, all at once."""
+        self._check_process()
         with self._lock:
             if self._closed:
                 raise GenerationError(CLOSED)
@@ -76,9 +79,20 @@ class Scheduler:
 
     def close(self) -> None:
         """Finishes what is queued and ends the thread."""
+        if os.getpid() != self._process:  # the thread is another process's
+            return
         with self._lock:
             self._closed = True
         self._thread.shutdown(wait=True)
+
+    def _check_process(self) -> None:
+        """A fork takes no threads along: work would be waited for for ever."""
+        if os.getpid() != self._process:
+            raise GenerationError(
+                f"this engine was made in process {self._process}, and this is process {os.getpid()}, a fork of it that "
+                "has no thread to run the model on: make an engine in each process after the fork (with gunicorn: "
+                "without preload_app, or in post_fork), or start processes by spawn"
+            )
 
     @torch.inference_mode()
     def _work(self) -> None:

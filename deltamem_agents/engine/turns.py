@@ -102,13 +102,14 @@ class TurnRunner:
         """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning."""
         remembers = request.remembers
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
-        rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools)
-        opening = self.writer.opening((*plan.shown, *plan.spoken), write=remembers, tools=plan.tools)
-        warm = self._take_warm(request, plan, rendered.ids)
+        rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools, opened=True)
+        assert rendered.opening is not None
+        ids = rendered.ids
+        warm = self._take_warm(request, plan, ids[:-1])  # the last token is fed in any case, for its logits
         row = warm.row if warm else Row(self._start_state(plan))
         cached = len(row.ids)
-        row, logits = feed(self.model, row, [*remainder(rendered.pieces, cached), opening])
-        return Prepared(request, plan, row, logits, opening, len(rendered.ids) + len(opening.ids), cached, warm)
+        row, logits = feed(self.model, row, remainder(rendered.pieces, cached))
+        return Prepared(request, plan, row, logits, rendered.opening, len(ids), cached, warm)
 
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
         """The decoding of a prepared turn."""

@@ -10,6 +10,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.errors import StateError
 from deltamem_agents.state import MemoryState
 
 PREFILL_CHUNK = 2048
@@ -118,8 +119,7 @@ class Batch:
         self.ids = [list(r.ids) for r in rows]
         self.state = MemoryState.stack([r.state for r in rows])
         self.cache = cast("Cache", rows[0].cache) if len(rows) == 1 else _join(rows)
-        carries = [r.carry for r in rows if r.carry is not None]
-        self.carry = torch.cat(carries) if carries else None
+        self.carry = _joined_carry(rows)
         longest = max(len(r.ids) for r in rows)
         self.mask = torch.zeros(len(rows), longest, dtype=torch.long, device=model.device)
         for index, row in enumerate(rows):
@@ -166,6 +166,14 @@ class Batch:
         pairs = [[own(t[index : index + 1, :, -len(ids) :]) for t in _tensors(layer)] for layer in self.cache.layers]
         carry = None if self.carry is None else self.carry[index : index + 1].clone()
         return Row(self.state.rows(index), ids, _cache(pairs), carry)
+
+
+def _joined_carry(rows: Sequence[Row]) -> Tensor | None:
+    carries = [r.carry for r in rows if r.carry is not None]
+    shapes = [None if r.carry is None else list(r.carry.shape) for r in rows]
+    if any(shape != shapes[0] for shape in shapes):
+        raise StateError(f"rows with carries {shapes} can't decode together, expected one shape: are they one model's?")
+    return torch.cat(carries) if carries else None
 
 
 def _tensors(layer: object) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,9 @@ def native_gated_delta_rule(
     if key_shift:
         if carry is not None:
             _require("carry", carry, (batch, width))
-        after = state.new_zeros(batch, width) if carry is None else carry.detach().clone()
+        after = state.new_zeros(batch, width)
+        if carry is not None:
+            after.copy_(carry)
     reads = state.new_empty(batch, tokens, heads, rank)
     start = state.detach().contiguous().numpy()
     new_state = torch.empty_like(state, memory_format=torch.contiguous_format) if writes else state

@@ -178,9 +178,9 @@ def _spread_sigmoid(logits: Floats, bias: Floats, out: Floats) -> None:
 
 @_jit
 def _close(gates: Floats, floor: np.float32) -> None:
-    """max(0, (z − c) / (1 − c)) of each gate, in place."""
+    """max(0, (z − c) / (1 − c)) of each gate, in place; NaN stays NaN."""
     for i in range(gates.size):
-        gates[i] = max(_ZERO, (gates[i] - floor) / (_ONE - floor))
+        gates[i] = _ZERO if gates[i] < floor else (gates[i] - floor) / (_ONE - floor)
 
 
 @_jit

@@ -24,8 +24,18 @@ class StateStore(Protocol):
         """Looks a session up; None if there is none of this name."""
         ...
 
-    def sessions(self, *, prefix: str = "") -> list[SessionInfo]:
-        """Lists the sessions whose names start with `prefix`, sorted by name."""
+    def sessions(self, *, prefix: str = "", after: str | None = None, limit: int | None = None) -> list[SessionInfo]:
+        """Lists the sessions whose names start with `prefix`, sorted by name (by code point).
+
+        Args:
+            prefix: The names' beginning.
+            after: Only names that come after this one: the last name of one page gives the next page, whatever has
+                been created or deleted meanwhile. It need not exist.
+            limit: At most so many; by default all.
+
+        Raises:
+            SessionError: if `limit` is not positive.
+        """
         ...
 
     def snapshot(self, id: str) -> Snapshot:

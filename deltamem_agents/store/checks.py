@@ -102,6 +102,12 @@ def check_keep(keep: int) -> None:
         raise SessionError(f"cannot keep {keep} snapshots: keep at least 1, or use `forget` to delete the session")
 
 
+def check_limit(limit: int | None) -> None:
+    """Refuses pages that hold nothing."""
+    if limit is not None and limit < 1:
+        raise SessionError(f"limit is {limit}: expected at least 1 session on a page, or None for all of them")
+
+
 def closed() -> StoreError:
     """A store that was used after `close`."""
     return StoreError("this store is closed: open it again to go on")

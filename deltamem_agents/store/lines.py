@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from sqlalchemy import CTE, Connection, Select, case, func, literal, or_, select
+from sqlalchemy import CTE, CompoundSelect, Connection, Select, case, func, literal, select, union
 
 from deltamem_agents.store.tables import entries, sessions, snapshots
 
@@ -35,10 +35,10 @@ def of_thread(head: str | None, thread: str, *, last: int) -> Select[tuple[str]]
     return select(line.c.id).where(line.c.thread == thread)
 
 
-def own(name: str, head: str | None) -> Select[tuple[str]]:
+def own(name: str, head: str | None) -> CompoundSelect[tuple[str]]:
     """The ids of a session's own snapshots: its line, and what it owns besides."""
-    on_line = snapshots.c.id.in_(select(ancestry(head).c.id))
-    return select(snapshots.c.id).where(or_(snapshots.c.session == name, on_line))
+    # No OR: for that PostgreSQL would look at every snapshot there is.
+    return union(select(snapshots.c.id).where(snapshots.c.session == name), select(ancestry(head).c.id))
 
 
 def on_line(connection: Connection, head: str | None, id: str) -> bool:
@@ -55,7 +55,9 @@ def heir(connection: Connection, name: str, id: str) -> str | None:
     return min(connection.scalars(others), default=None)
 
 
-def heirs(connection: Connection, name: str, ids: Select[tuple[str]], *, first: bool = False) -> dict[str, str | None]:
+def heirs(
+    connection: Connection, name: str, ids: CompoundSelect[tuple[str]], *, first: bool = False
+) -> dict[str, str | None]:
     """For each of the snapshots, newest first: a session other than `name` whose line goes through it, or None.
 
     Any such session, or the first by name, which takes longer.

@@ -11,6 +11,7 @@ from deltamem_agents.store.checks import (
     Place,
     check_head,
     check_keep,
+    check_limit,
     check_line,
     closed,
     not_its_own,
@@ -44,10 +45,13 @@ class MemoryStore(StateStore):
         with self._open():
             return self._info(name) if name in self._sessions else None
 
-    def sessions(self, *, prefix: str = "") -> list[SessionInfo]:
+    def sessions(self, *, prefix: str = "", after: str | None = None, limit: int | None = None) -> list[SessionInfo]:
         """Lists sessions; see `StateStore.sessions`."""
+        check_limit(limit)
         with self._open():
-            return [self._info(name) for name in sorted(self._sessions) if name.startswith(prefix)]
+            names = [name for name in sorted(self._sessions) if name.startswith(prefix)]
+            rest = names if after is None else [name for name in names if name > after]
+            return [self._info(name) for name in rest[:limit]]
 
     def snapshot(self, id: str) -> Snapshot:
         """Loads a snapshot; see `StateStore.snapshot`."""

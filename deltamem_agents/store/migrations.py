@@ -5,6 +5,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, inspect, text
 
 from deltamem_agents.errors import StoreError
+from deltamem_agents.store.postgresql import lock_migrations, read_only
 
 Step = str | Callable[[Connection], None]
 
@@ -39,6 +40,31 @@ def count_threads(connection: Connection) -> None:
     if counted:
         update = "SET thread_messages = :messages, thread_tokens = :tokens WHERE id = :counted"
         connection.execute(text(f"UPDATE deltamem_snapshots {update}"), counted)
+
+
+def order_and_families(connection: Connection) -> None:
+    """PostgreSQL: texts go by code point, as in SQLite and Python, and each snapshot knows its tree.
+
+    So the keys' own indexes serve prefixes and pages, and a new version of a locale cannot break them.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    for table, columns in {
+        "snapshots": "id parent session thread key root",
+        "entries": "snapshot message_id",
+        "sessions": "name head",
+    }.items():
+        types = ", ".join(f'ALTER COLUMN {column} TYPE TEXT COLLATE "C"' for column in columns.split())
+        connection.execute(text(f"ALTER TABLE deltamem_{table} {types}"))
+    connection.execute(
+        text(
+            "WITH RECURSIVE tree AS (SELECT id, id AS first FROM deltamem_snapshots WHERE parent IS NULL UNION ALL "
+            "SELECT s.id, tree.first FROM deltamem_snapshots AS s JOIN tree ON s.parent = tree.id) "
+            "UPDATE deltamem_snapshots SET root = tree.first FROM tree WHERE deltamem_snapshots.id = tree.id"
+        )
+    )
+    # Whoever still runs version 2 can write no more: it would not hold the locks.
+    connection.execute(text("ALTER TABLE deltamem_snapshots ALTER COLUMN root SET NOT NULL"))
 
 
 MIGRATIONS: dict[int, tuple[Step, ...]] = {
@@ -103,6 +129,13 @@ MIGRATIONS: dict[int, tuple[Step, ...]] = {
         "CREATE INDEX deltamem_snapshots_key ON deltamem_snapshots (key) WHERE key IS NOT NULL",
         "CREATE INDEX deltamem_entries_message ON deltamem_entries (message_id) WHERE message_id IS NOT NULL",
     ),
+    3: (
+        "ALTER TABLE deltamem_snapshots ADD COLUMN root TEXT",
+        order_and_families,
+        # With the counts, so that the least of a key that a million sessions use is found at once.
+        "DROP INDEX deltamem_snapshots_key",
+        "CREATE INDEX deltamem_snapshots_key ON deltamem_snapshots (key, messages) WHERE key IS NOT NULL",
+    ),
 }
 """Code, or SQL that SQLite and PostgreSQL both understand; `{blob}` is the one type that they name differently."""
 
@@ -130,8 +163,14 @@ def migrate(connection: Connection) -> None:
     """Brings the database to the latest schema, inside the caller's transaction."""
     postgresql = connection.dialect.name == "postgresql"
     if postgresql:  # where two processes could both begin; in SQLite a writing transaction is alone
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('deltamem_meta'))"))
-    for number in range(version(connection) + 1, LATEST + 1):
+        lock_migrations(connection)
+    found = version(connection)
+    if postgresql and found < LATEST and read_only(connection):
+        raise StoreError(
+            f"this store has {f'schema version {found}' if found else 'no tables yet'}, expected version {LATEST}, and "
+            "its database is read-only: open it once where it can be written, such as the primary, which upgrades it"
+        )
+    for number in range(found + 1, LATEST + 1):
         for step in MIGRATIONS[number]:
             if isinstance(step, str):
                 connection.execute(text(step.format(blob="BYTEA" if postgresql else "BLOB")))

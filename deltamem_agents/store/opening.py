@@ -21,7 +21,7 @@ def open_store(spec: StateStore | str | Path | None = None) -> StateStore:
         StoreError: if it is none of these, or cannot be opened.
     """
     if spec is None:
-        return SQLStore(user_data_path("deltamem-agents") / "sessions.db")
+        return SQLStore(user_data_path("deltamem-agents", ensure_exists=True) / "sessions.db")
     if spec in ("memory", ":memory:"):
         return MemoryStore()
     if isinstance(spec, str | Path):

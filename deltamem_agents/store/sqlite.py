@@ -1,6 +1,10 @@
 """What is particular to SQLite: connections, its one write lock, deleting for good, and what its errors mean."""
 
+import hashlib
+import os
 import sqlite3
+import weakref
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ def in_memory(url: URL) -> bool:
 
 
 def connect(url: URL, *, timeout: float) -> Engine:
-    """Creates the engine; a file's parent folders too.
+    """Creates the engine, and a file that only its owner can read: all texts are in it.
 
     Transactions that will write take the write lock at once. A transaction that reads first would take it too late:
     if somebody wrote in between, SQLite fails it without waiting.
@@ -41,11 +45,24 @@ def connect(url: URL, *, timeout: float) -> Engine:
         engine = create_engine(url, poolclass=StaticPool, connect_args=arguments, hide_parameters=True)
     else:
         if url.database is not None and not url.database.startswith("file:"):
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_private(Path(url.database))
         engine = create_engine(url, connect_args={"timeout": timeout}, hide_parameters=True)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
+    if hasattr(os, "register_at_fork") and not in_memory(url):  # a connection must not be used by two processes
+        pool = weakref.ref(engine)
+        os.register_at_fork(after_in_child=lambda: (found := pool()) and found.dispose(close=False))
     return engine
+
+
+def _make_private(path: Path) -> None:
+    """Creates a file for its owner alone; SQLite gives its companions the same mode."""
+    if not path.parent.is_dir():
+        raise StoreError(
+            f"{path} cannot be created: there is no folder {path.parent}; make it (mkdir -p), or choose another path"
+        )
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _prepare(connection: Any, _: ConnectionPoolEntry) -> None:
@@ -69,26 +86,77 @@ def refuse_foreign(connection: Connection) -> None:
 
 def use_wal(engine: Engine) -> None:
     """Lets readers go on while somebody writes; the file remembers it."""
-    _pragma(engine, "journal_mode=WAL")
+    with closing(engine.raw_connection()) as connection:  # outside of any transaction
+        _rows(connection, "PRAGMA journal_mode=WAL")
 
 
-def empty_wal(engine: Engine) -> None:
-    """Moves the log into the database and cuts it to nothing, so that what was deleted is on disk no more."""
-    if _pragma(engine, "wal_checkpoint(TRUNCATE)")[0]:
-        raise StoreError(
-            f"the session is deleted, but its bytes are still in {engine.url.database}-wal, which a reader holds open: "
-            "they go when the last reader is done and the store is closed"
-        )
+_UNFINISHED = "unfinished deletion "
+"""The beginning of keys in our table of settings; the rest is the hash of what was deleted."""
 
 
-def _pragma(engine: Engine, pragma: str) -> tuple[Any, ...]:
-    connection = engine.raw_connection()  # outside of any transaction
-    try:
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA {pragma}")
-        return cursor.fetchone() or ()
-    finally:
-        connection.close()
+def empty_wal(engine: Engine, deleted: str = "") -> None:
+    """Moves the log into the database and cuts it to nothing, so that what was deleted is on disk no more.
+
+    Where a reader holds it, that is noted in the database, and whoever deletes something, opens the database or asks
+    for it again by `finish` ends it.
+
+    Args:
+        engine: of the database.
+        deleted: what was deleted.
+    """
+    with closing(engine.raw_connection()) as connection:
+        if _cut(connection):
+            return
+        key = _UNFINISHED + _hash(deleted)
+        _rows(connection, "INSERT OR REPLACE INTO deltamem_meta VALUES (?, 'yes')", key)
+    raise StoreError(
+        f"the session is deleted, but its bytes are still in {engine.url.database}-wal, which a reader holds open: "
+        "they go when the last reader is done and the store is closed, or when you forget the session once more"
+    )
+
+
+def finish(engine: Engine, deleted: str | None = None) -> bool:
+    """Ends deletions that a reader was in the way of, if there are any; whether `deleted` was one of them.
+
+    Args:
+        engine: of the database.
+        deleted: what somebody asks for; None: nobody waits, and a reader may stay in the way.
+
+    Raises:
+        StoreError: a reader is in the way again.
+    """
+    with closing(engine.raw_connection()) as connection:
+        asked = "%" if deleted is None else _hash(deleted)
+        if not _rows(connection, "SELECT 1 FROM deltamem_meta WHERE key LIKE ? LIMIT 1", _UNFINISHED + asked):
+            return False
+        if deleted is None:
+            _rows(connection, "PRAGMA busy_timeout=0")
+            _cut(connection)
+            connection.invalidate()  # whoever gets it next has a timeout again
+            return False
+    empty_wal(engine, deleted)
+    return True
+
+
+def _cut(connection: Any) -> bool:
+    """Empties the log; False where a reader is in the way."""
+    if _rows(connection, "PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+        return False
+    if _rows(connection, "SELECT 1 FROM deltamem_meta WHERE key LIKE ? LIMIT 1", _UNFINISHED + "%"):
+        _rows(connection, "DELETE FROM deltamem_meta WHERE key LIKE ?", _UNFINISHED + "%")
+        _rows(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+    return True
+
+
+def _rows(connection: Any, statement: str, *values: str) -> list[tuple[Any, ...]]:
+    """Outside of any transaction."""
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(statement, values)
+        return list(cursor.fetchall())
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def explain(error: BaseException | None) -> str | None:

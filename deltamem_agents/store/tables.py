@@ -29,7 +29,8 @@ snapshots = Table(
     Column("thread_tokens", Integer),
     Column("key", Text),
     Column("note", Text),
-    Column("state", LargeBinary),  # last, so that SQLite reads the other columns without it
+    Column("state", LargeBinary),  # behind all that queries ask for: SQLite reads those without it
+    Column("root", Text),  # its family: the snapshot that its tree began with
 )
 
 entries = Table(
@@ -56,7 +57,7 @@ sessions = Table(
 
 # Turns and entries in one statement, hence in one consistent view on every database; a turn without entries is one row.
 TURNS: Select[tuple[object, ...]] = (
-    select(*(column for column in snapshots.c if column is not snapshots.c.state), *entries.c)
+    select(*(column for column in snapshots.c if column.name not in ("state", "root")), *entries.c)
     .outerjoin_from(snapshots, entries, entries.c.snapshot == snapshots.c.id)
     .order_by(snapshots.c.turn, snapshots.c.id, entries.c.position)
 )
@@ -67,9 +68,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def to_rows(snapshot: Snapshot) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """Turns a snapshot into its row and the rows of its entries."""
-    row: dict[str, object] = {column.name: getattr(snapshot, column.name) for column in snapshots.c}
+def to_rows(snapshot: Snapshot, *, root: str | None) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """Turns a snapshot of a family into its row and the rows of its entries."""
+    fields = (column.name for column in snapshots.c if column.name != "root")
+    row: dict[str, object] = {field: getattr(snapshot, field) for field in fields} | {"root": root}
     row["created_at"] = snapshot.created_at.astimezone(UTC).isoformat()
     return row, [
         {

@@ -290,8 +290,8 @@ class TestDamage:
         self.refused(saved, "cannot be read as JSON")
 
     def test_another_format(self, saved: Path) -> None:
-        edit_config(saved, format="deltamem-agents/2")
-        self.refused(saved, "format 'deltamem-agents/2', expected 'deltamem-agents/1'")
+        edit_config(saved, format="deltamem-agents/3")
+        self.refused(saved, "format 'deltamem-agents/3', expected 'deltamem-agents/2'")
 
     @pytest.mark.parametrize("changes", [{"config": ...}, {"backbone": ...}, {"comment": "mine"}])
     def test_missing_and_unknown_keys(self, saved: Path, changes: dict[str, object]) -> None:

@@ -15,17 +15,20 @@ from deltamem_agents.adapter.attach import find_attention
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import AdapterError, FingerprintError, StateError, UnsupportedArchitectureError
 from deltamem_agents.state import MemoryState
-from tests.builders import FAMILIES, REFUSED, UNHANDED, adapted, randomised, tiny, tokens
+from tests.builders import FAMILIES, MECHANISMS, REFUSED, UNHANDED, adapted, randomised, tiny, tokens, warm
 
 LENGTH = 13
 TOLERANCE = 1e-4
 family = pytest.mark.parametrize("family", FAMILIES)
 
 
+mechanism = pytest.mark.parametrize("mechanism", MECHANISMS)
+
+
 @cache
-def model_of(family: str) -> DeltaMemModel:
+def model_of(family: str, mechanism: str = "gated", **options: object) -> DeltaMemModel:
     """Shared by tests that only run it."""
-    return adapted(family)
+    return adapted(family, **MECHANISMS[mechanism], **options)
 
 
 def start(model: DeltaMemModel, rows: int = 1) -> MemoryState:
@@ -38,6 +41,15 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+def same_rows(found: DeltaMemOutput, expected: DeltaMemOutput, row: int | None = None) -> bool:
+    """Whether memory and carry are the same; or those of one row, which the other forward had by itself."""
+    pairs = [(found.state.tensor, expected.state.tensor)]
+    if expected.carry is not None:
+        assert found.carry is not None
+        pairs.append((found.carry, expected.carry))
+    return all(close(f if row is None else f[row : row + 1], e) for f, e in pairs)
+
+
 def hooks_of(model: nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks")
     kinds += ("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")
@@ -46,30 +58,32 @@ def hooks_of(model: nn.Module) -> int:
 
 class TestEveryFamily:
     @family
+    @mechanism
     @settings(max_examples=6)
     @given(cuts=st.sets(st.integers(1, LENGTH - 1), max_size=4))
     @torch.no_grad()
-    def test_split_anywhere_is_the_whole(self, family: str, cuts: set[int]) -> None:
-        model, ids = model_of(family), tokens(2, LENGTH)
+    def test_split_anywhere_is_the_whole(self, family: str, mechanism: str, cuts: set[int]) -> None:
+        model, ids = model_of(family, mechanism), tokens(2, LENGTH)
         state = start(model, 2)
         whole = model(ids, state=state)
-        logits, past = [], None
+        logits, after = [], {"state": state}
         for chunk in ids.tensor_split(sorted(cuts), dim=1):
-            out = model(chunk, state=state, past_key_values=past)
-            logits, state, past = [*logits, out.logits], out.state, out.past_key_values
+            out = model(chunk, **after)
+            logits, after = [*logits, out.logits], warm(out)
         assert close(torch.cat(logits, 1), whole.logits)
-        assert close(state.tensor, whole.state.tensor)
+        assert same_rows(out, whole)
 
     @family
+    @mechanism
     @torch.no_grad()
-    def test_prefill_then_decoding_is_the_whole(self, family: str) -> None:
-        model, ids = model_of(family), tokens(2, LENGTH)
+    def test_prefill_then_decoding_is_the_whole(self, family: str, mechanism: str) -> None:
+        model, ids = model_of(family, mechanism), tokens(2, LENGTH)
         whole = model(ids)
         out = model(ids[:, :8])
         for t in range(8, LENGTH):
-            out = model(ids[:, t : t + 1], state=out.state, past_key_values=out.past_key_values)
+            out = model(ids[:, t : t + 1], **warm(out))
             assert close(out.logits[:, 0], whole.logits[:, t])
-        assert close(out.state.tensor, whole.state.tensor)
+        assert same_rows(out, whole)
 
     @family
     @torch.no_grad()
@@ -85,9 +99,10 @@ class TestEveryFamily:
 
     @family
     @pytest.mark.parametrize("left", [True, False])
+    @mechanism
     @torch.no_grad()
-    def test_padded_rows_are_the_rows_alone(self, family: str, left: bool) -> None:
-        model = model_of(family)
+    def test_padded_rows_are_the_rows_alone(self, family: str, mechanism: str, left: bool) -> None:
+        model = model_of(family, mechanism)
         lengths = (LENGTH, 6, 9)
         state = start(model, len(lengths))
         rows = [tokens(1, n, seed=n) for n in lengths]
@@ -99,17 +114,15 @@ class TestEveryFamily:
         for r, row in enumerate(rows):
             alone = model(row, state=state.rows(r))
             assert close(batch.logits[r][mask[r].bool()], alone.logits[0])
-            assert close(batch.state.tensor[r], alone.state.tensor[0])
+            assert same_rows(batch, alone, r)
         if not left:
             return
         token = tokens(3, 1, seed=5)
-        after = model(
-            token, torch.cat([mask, mask.new_ones(3, 1)], 1), state=batch.state, past_key_values=batch.past_key_values
-        )
+        after = model(token, torch.cat([mask, mask.new_ones(3, 1)], 1), **warm(batch))
         for r, row in enumerate(rows):
             alone = model(torch.cat([row, token[r : r + 1]], 1), state=state.rows(r))
             assert close(after.logits[r, -1], alone.logits[0, -1])
-            assert close(after.state.tensor[r], alone.state.tensor[0])
+            assert same_rows(after, alone, r)
 
     @family
     @torch.no_grad()
@@ -160,7 +173,7 @@ class TestWrites:
         on = torch.arange(LENGTH)[None] % 3 == 0
         whole = model(ids, write=on)
         first = model(ids[:, :5], write=on[:, :5])
-        second = model(ids[:, 5:], write=on[:, 5:], state=first.state, past_key_values=first.past_key_values)
+        second = model(ids[:, 5:], write=on[:, 5:], **warm(first))
         assert close(second.logits, whole.logits[:, 5:])
         assert close(second.state.tensor, whole.state.tensor)
 
@@ -184,11 +197,10 @@ class TestWrites:
         second = model(
             ids[:, 5:],
             spans=torch.ones(1, LENGTH - 5, dtype=torch.long),
-            state=first.state,
-            past_key_values=first.past_key_values,
+            **warm(first),
         )
-        past = model(ids[:, :5], write=False).past_key_values
-        repeat = model(ids[:, 5:], write=False, state=first.state, past_key_values=past)
+        before = warm(model(ids[:, :5], write=False)) | {"state": first.state}
+        repeat = model(ids[:, 5:], write=False, **before)
         assert close(second.logits, repeat.logits)  # a span is read by later forwards only
         assert not close(second.state.tensor, first.state.tensor)
 
@@ -214,11 +226,24 @@ class TestArguments:
             {"spans": torch.zeros(1, LENGTH, dtype=torch.long)},
             {"attention_mask": torch.ones(2, LENGTH - 1)},
             {"attention_mask": torch.ones(1, LENGTH)},
-            {"attention_mask": torch.ones(2, LENGTH), "past_key_values": fed.past_key_values},
+            {"attention_mask": torch.ones(2, LENGTH), "past_key_values": fed.past_key_values, "carry": fed.carry},
+            {"past_key_values": fed.past_key_values},
+            {"carry": fed.carry[:1]},
+            {"carry": fed.carry[:, :1]},
+            {"carry": adapted(num_state_heads=3)(ids).carry},
+            {"carry": fed.carry.double()},
+            {"carry": torch.zeros(fed.carry.shape, device="meta")},
         ]
         for arguments in wrong:
-            with pytest.raises(StateError, match=r"expected|on meta"):
+            with pytest.raises(StateError, match=r"expected|on meta|13 tokens are cached, but their carry is missing"):
                 model(ids, **arguments)
+
+    @torch.no_grad()
+    def test_a_carry_for_keys_that_do_not_see_the_token_before(self) -> None:
+        carry, model = adapted()(tokens(1, 3)).carry, adapted(key_shift=False)
+        with pytest.raises(StateError, match="keys don't see the token before: leave it out"):
+            model(tokens(1, 3), carry=carry)
+        assert model(tokens(1, 3)).carry is None
 
     def test_a_detached_model_does_not_run(self) -> None:
         model = adapted()
@@ -269,7 +294,7 @@ class TestAttaching:
         model, ids = adapted(target_layers=(1,)), tokens(2, LENGTH)
         assert model.adapter.paths == ("model.layers.1.self_attn",)
         whole, first = model(ids), model(ids[:, :5])
-        rest = model(ids[:, 5:], state=first.state, past_key_values=first.past_key_values)
+        rest = model(ids[:, 5:], **warm(first))
         assert close(rest.logits, whole.logits[:, 5:])
         assert not torch.equal(whole.logits, model.detach()(ids).logits)
 
@@ -430,23 +455,28 @@ class TestTraining:
 
 
 class TestPrecision:
+    @mechanism
     @torch.no_grad()
-    def test_bfloat16_backbone_float32_memory(self) -> None:
-        ids = tokens(2, LENGTH)
-        for model in (adapted(backbone=tiny().bfloat16()), adapted().bfloat16()):
+    def test_bfloat16_backbone_float32_memory(self, mechanism: str) -> None:
+        """Without floors: where rounding carries a gate over one, λ jumps."""
+        ids, options = tokens(2, LENGTH), MECHANISMS[mechanism] | {"gate_floor": 0.0}
+        for model in (adapted(backbone=tiny().bfloat16(), **options), adapted(**options).bfloat16()):
             whole, first = model(ids), model(ids[:, :5])
-            rest = model(ids[:, 5:], state=first.state, past_key_values=first.past_key_values)
+            rest = model(ids[:, 5:], **warm(first))
             assert whole.logits.dtype == torch.bfloat16
             assert rest.state.tensor.dtype == whole.state.tensor.dtype == torch.float32
             assert torch.allclose(rest.state.tensor, whole.state.tensor, atol=0.1)
-        reference = adapted()(ids).state.tensor
-        error = adapted(backbone=tiny().bfloat16())(ids).state.tensor - reference
+            assert rest.carry is None or rest.carry.dtype == whole.carry.dtype == torch.float32
+        reference = adapted(**options)(ids).state.tensor
+        error = adapted(backbone=tiny().bfloat16(), **options)(ids).state.tensor - reference
         assert error.abs().max() < 0.1 * reference.abs().max()
 
     @torch.no_grad()
     @pytest.mark.parametrize("granularity", ["token", "message_mean"])
-    def test_autocast_leaves_the_memory_alone(self, granularity: str) -> None:
-        layer = next(iter(adapted(write_granularity=granularity).adapter.layers.values()))
+    @mechanism
+    def test_autocast_leaves_the_memory_alone(self, mechanism: str, granularity: str) -> None:
+        model = adapted(write_granularity=granularity, **MECHANISMS[mechanism])
+        layer = next(iter(model.adapter.layers.values()))
         hidden, state = torch.randn(1, LENGTH, 32), torch.randn(1, 2, 4, 4)
         spans = None if granularity == "token" else torch.zeros(1, LENGTH, dtype=torch.long)
         for grad in (False, True):
@@ -454,7 +484,7 @@ class TestPrecision:
                 expected = layer(hidden, state, spans=spans)
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     found = layer(hidden, state, spans=spans)
-            assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+            assert all(f is e is None or torch.equal(f, e) for f, e in zip(found, expected, strict=True))
 
     @torch.no_grad()
     def test_other_default_dtype(self) -> None:
@@ -477,7 +507,7 @@ class TestPrecision:
         assert (model(ids, state=start(model, 2), write=False).logits - plain).abs().max() > 0.02
         error = (whole.state.tensor - adapted()(ids).state.tensor).abs().max()
         assert 0 < error < 0.1 * whole.state.tensor.abs().max()
-        rest = model(ids[:, 5:], state=first.state, past_key_values=first.past_key_values)
+        rest = model(ids[:, 5:], **warm(first))
         assert close(rest.logits, whole.logits[:, 5:])
         assert backbone_fingerprint(backbone) == backbone_fingerprint(tiny())
 

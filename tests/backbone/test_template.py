@@ -10,7 +10,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
-from deltamem_agents.backbone.template import MARK, ChatTemplate, Segment
+from deltamem_agents.backbone.blocks import mark
+from deltamem_agents.backbone.template import ChatTemplate, Segment
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message
 
@@ -114,8 +115,11 @@ class TestSegments:
             (1, "<|im_start|>assistant\nhello<|im_end|>\n"),
             (2, "<|im_start|>user\nbye<|im_end|>\n"),
         ]
-        with pytest.raises(MessageError, match=r"refuses messages with roles \['user', 'user'\]: roles must alternate"):
-            rendered(ALTERNATING, talk("user: hi", "user: bye"))
+        assert rendered(ALTERNATING, talk("user: hi", "user: bye")) == [
+            (None, "<bos>"),
+            (0, "<|im_start|>user\nhi"),
+            (1, "\n\nbye<|im_end|>\n"),
+        ]
 
     def test_a_system_prompt_inside_the_first_user_message(self) -> None:
         found = rendered(ALTERNATING, talk("system: Be brief.", "user: hi", "assistant: hello"))
@@ -130,8 +134,9 @@ class TestSegments:
         assert "".join(text for _, text in found) == whole(CHATML, talk("system: Be brief.", "user: hi"))
         assert next(m for m, text in found if "Be brief." in text) == 0
         assert next(m for m, text in found if "hi" in text) == 1
-        with pytest.raises(MessageError, match="no user"):
-            rendered(WANTS_A_USER + CHATML, talk("system: Be brief."))
+        assert rendered(WANTS_A_USER + CHATML, talk("system: Be brief.")) == [
+            (0, "<|im_start|>user\nBe brief.<|im_end|>\n")
+        ]
 
     def test_thinking_that_is_stripped_later(self) -> None:
         history = talk("user: q1", "assistant: <think>\nhm\n</think>\n\na1", "user: q2")
@@ -165,7 +170,7 @@ class TestSegments:
 
     @pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM, INST])
     def test_contents_that_hold_the_mark(self, template: str) -> None:
-        history = talk(f"user: {MARK}a{MARK}", "assistant: b", f"user: c{MARK}")
+        history = talk(f"user: {mark(0)}a{mark(0)}", "assistant: b", f"user: c{mark(1)}")
         assert "".join(text for _, text in rendered(template, history)) == whole(template, history)
         assert [m for m, _ in rendered(template, history) if m is not None] == [0, 1, 2]
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from deltamem_agents.backbone.calls import HERMES, CallSyntax
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.backbone.tools import LARGEST, Tool, ToolUse, constraining
-from deltamem_agents.errors import ConfigError, MessageError
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.messages import Message, ToolCall
 from tests.backbone.test_template import ALTERNATING, CHATML, DEFAULT_SYSTEM, INST, ids_of, talk, tokenizer
 
@@ -207,9 +207,10 @@ class TestPrompts:
             segments = rendered(text, [answer("3"), *talk("assistant: It is 3.", "user: thanks")])
             assert [m for m, _ in segments] == [None, 0, 1, 2]
 
-    def test_a_template_that_refuses_is_told(self) -> None:
-        with pytest.raises(MessageError, match="one call at a time"):
-            rendered(ONE_CALL, [*talk("user: hi"), call("add", "now")])
+    def test_what_a_template_refuses_to_show_as_calls_is_text(self) -> None:
+        *_, (owner, text) = rendered(ONE_CALL, [*talk("user: hi"), call("add", "now")], ())
+        assert owner == 1
+        assert text.count("<tool_call>") == 2
 
     @pytest.mark.parametrize("text", [CHATML, DEFAULT_SYSTEM, OWN])
     @settings(deadline=None, max_examples=30)

@@ -5,13 +5,15 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
-from transformers import Cache
 
 from deltamem_agents import DeltaMemModel, MemoryState, Message
+from tests.builders import warm
 from tests.chat import DEFAULT_SYSTEM, byte_tokenizer
 
 Part = tuple[list[int], bool]
 """Tokens of one message, and whether they are written."""
+Warm = dict[str, object]
+"""What a forward goes on from."""
 
 
 def encode(text: str) -> list[int]:
@@ -38,23 +40,21 @@ def spans_of(ids: Sequence[int], granularity: str) -> list[int]:
 
 def naive_state(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part]) -> MemoryState:
     """Replays messages from a state."""
-    return naive_feed(model, state, parts)[0]
+    return naive_feed(model, parts, {"state": state})["state"]
 
 
-def naive_feed(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part]) -> tuple[MemoryState, Cache | None]:
+def naive_feed(model: DeltaMemModel, parts: Sequence[Part], before: Warm) -> Warm:
     """Token writes in one forward, span writes in a forward per message."""
     granularity = model.adapter.config.write_granularity
     with torch.no_grad():
         if granularity == "token":
             ids = [i for part, _ in parts for i in part]
             mask = [on for part, on in parts for _ in part]
-            return model(torch.tensor([ids]), state=state, write=torch.tensor([mask]), use_cache=False).state, None
-        cache = None
+            return warm(model(torch.tensor([ids]), write=torch.tensor([mask]), **before))
         for ids, on in parts:
             spans = torch.tensor([spans_of(ids, granularity)]) if on else None
-            out = model(torch.tensor([ids]), past_key_values=cache, state=state, write=on, spans=spans)
-            state, cache = out.state, out.past_key_values
-        return state, cache
+            before = warm(model(torch.tensor([ids]), write=on, spans=spans, **before))
+        return before
 
 
 def naive_reply(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part], *, most: int) -> str:
@@ -62,15 +62,16 @@ def naive_reply(model: DeltaMemModel, state: MemoryState, parts: Sequence[Part],
     config = model.adapter.config
     writes = "assistant" in config.absorb_roles and config.write_granularity == "token"
     opening, reply = encode("<|im_start|>assistant\n"), list[int]()
-    past, read = None, list[Part](parts)
+    before: Warm = {"state": state}
+    read = list[Part](parts)
     if config.write_granularity != "token":  # each message read the state of its own time: only the cache still knows
-        (state, past), read = naive_feed(model, state, parts), []
+        before, read = naive_feed(model, parts, before), []
     with torch.no_grad():
         while len(reply) < most:
             fed = [*read, (opening + reply, writes)]
             ids = [i for part, _ in fed for i in part]
             mask = [on for part, on in fed for _ in part]
-            out = model(torch.tensor([ids]), past_key_values=deepcopy(past), state=state, write=torch.tensor([mask]))
+            out = model(torch.tensor([ids]), write=torch.tensor([mask]), **deepcopy(before))
             token = int(out.logits[0, -1].argmax())
             if token == byte_tokenizer().eos_token_id:
                 break

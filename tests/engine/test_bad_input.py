@@ -60,13 +60,12 @@ MESSAGES: list[tuple[object, str]] = [
     ([{"role": "robot", "content": "hi"}], "message 0 is not valid .*role.*'assistant'"),
     ([{"role": "user"}], "message 0 .*content"),
     ([{"role": "user", "content": None}], "message 0 .*content.*string"),
-    ([{"role": "user", "content": [{"type": "text"}]}], "message 0 .*content.*string"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "message 0 .*part of type 'text' holds None"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "message 0 .*this is a text model, expected parts of"),
     ([user("hi"), {"role": "user", "content": "hi", "name": "x"}], "message 1 .*name"),
     ([{"role": "user", "content": "hi", "id": 5}], "message 0 .*id.*string"),
     ([{"role": "user", "content": "\ud800"}], "message 0 .*content"),
     (["hi"], "message 0"),
-    ([assistant("hi")], "nothing new to reply to.*add a user message"),
-    ([Message(role="system", content="hi")], "nothing new to reply to"),
 ]
 
 
@@ -78,12 +77,39 @@ def test_messages_that_are_none(messages: object, says: str, engine: DeltaMemEng
     goes_on(engine)
 
 
-def test_nothing_new_to_reply_to(engine: DeltaMemEngine) -> None:
-    turn = engine.generate([user("hi")], session="alice", max_new_tokens=2)
-    head = engine.sessions()
-    with pytest.raises(MessageError, match="session has seen all of these messages"):
-        engine.generate([user("hi"), turn.reply], session="alice")
-    assert engine.sessions() == head
+@pytest.mark.parametrize("recent", [0, 8])
+def test_a_history_that_ends_with_the_assistant_gets_another_reply(recent: int, start: Start) -> None:
+    """As when agents speak one after the other; nothing is absorbed twice, and nothing is undone."""
+    engine = start(recent_messages=recent)
+    first = engine.generate([user("hi")], session="alice", max_new_tokens=2)
+    for history in ([user("hi"), first.reply], [user("hi"), assistant(first.reply.content)]):
+        before = engine.sessions()[0]
+        turn = engine.generate(history, session="alice", max_new_tokens=2)
+        log = engine.session("alice").log()
+        assert (engine.sessions()[0].messages, log[-1].parent) == (before.messages + 1, before.head)
+        assert [entry.message_id for entry in log[-1].entries] == [turn.snapshot]
+        engine.session("alice").rollback(turns=1)
+    assert engine.generate([user("hi"), assistant("ho")], max_new_tokens=2).usage.completion_tokens > 0
+
+
+def test_an_unknown_assistant_at_the_end_is_kept_as_the_assistants(start: Start) -> None:
+    engine = start()
+    engine.generate([user("hi"), assistant("I am the other agent")], session="alice", max_new_tokens=2)
+    roles = [entry.role for entry in engine.session("alice").log()[0].entries]
+    assert roles == ["user", "assistant", "assistant"]
+
+
+def test_a_prompt_of_a_system_message_alone(start: Start) -> None:
+    engine = start()
+    system = Message(role="system", content="Greet the user.")
+    alone = engine.generate([system], max_new_tokens=4)
+    turn = engine.generate([system], session="alice", max_new_tokens=4)
+    assert turn.reply.content == alone.reply.content
+    (log,) = engine.session("alice").log()
+    assert [entry.role for entry in log.entries] == ["assistant"]
+    assert engine.state("alice").tensor.abs().sum() == 0
+    again = engine.generate([system, turn.reply, user("hi")], session="alice", max_new_tokens=2)
+    assert [entry.role for entry in engine.store.snapshot(again.snapshot or "").entries] == ["user", "assistant"]
 
 
 NAMES: list[tuple[object, str]] = [
@@ -185,7 +211,7 @@ def test_a_message_longer_than_the_context_names_the_numbers(start: Start) -> No
         engine.generate([long], max_new_tokens=20)
     with pytest.raises(ContextOverflowError, match=r"system prompt and shown context take \d+ tokens"):
         engine.generate([Message(role="system", content="word " * 100), user("hi")], session="alice")
-    with pytest.raises(ContextOverflowError, match="reply 1000"):
+    with pytest.raises(ConfigError, match="max_new_tokens is 1000, and the model's context is 256 .*at most 247"):
         engine.generate([user("hi")], session="alice", max_new_tokens=1000)
     goes_on(engine)
 
@@ -211,17 +237,26 @@ def test_a_tokenizer_without_a_chat_template() -> None:
         DeltaMemEngine(model_for(), bare, store=":memory:")
 
 
-def test_a_template_that_refuses(start: Start) -> None:
+def test_a_template_that_refuses_a_role(start: Start) -> None:
     picky = PreTrainedTokenizerFast(
         tokenizer_object=byte_tokenizer().backend_tokenizer,
         chat_template="{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         "[{{ m['content'] }}]{% endfor %}",
     )
     with DeltaMemEngine(model_for(), picky, store=":memory:") as engine:
-        with pytest.raises(MessageError, match=r"refuses messages with roles .*tool.*no tools"):
-            engine.generate([user("hi"), Message(role="tool", content="5")], session="alice")
+        assert engine.generate([user("hi"), Message(role="tool", content="5")], session="alice", max_new_tokens=2)
+        (log,) = engine.session("alice").log()
+        assert [entry.role for entry in log.entries][:2] == ["user", "tool"]
+
+
+def test_a_template_that_refuses_everything(start: Start) -> None:
+    picky = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer().backend_tokenizer, chat_template="{{ raise_exception('no') }}"
+    )
+    with DeltaMemEngine(model_for(), picky, store=":memory:") as engine:
+        with pytest.raises(MessageError, match=r"refuses messages with roles \['user'\]: no"):
+            engine.generate([user("hi")], session="alice")
         assert engine.sessions() == []
-        goes_on(engine)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "/no/such/folder", "./nothing", "bad//name", ""])
@@ -331,7 +366,7 @@ def test_a_full_database(told: Path, start: Start) -> None:
     store = SQLStore(told)
     engine = start(store=store)
     head = engine.sessions()
-    with store._engine.connect() as connection:  # a limit on the pages is the nearest thing to a full disk
+    with store._database._reader.connect() as connection:  # a limit on the pages is the nearest thing to a full disk
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 

@@ -30,6 +30,7 @@ from deltamem_agents.engine.inspection import (
 from deltamem_agents.engine.last_turn import LastTurn
 from deltamem_agents.engine.prompts import PromptWriter
 from tests.engine.conftest import model_for
+from tests.truth import by_the_book, weights_of
 
 Start = Callable[..., DeltaMemEngine]
 
@@ -237,7 +238,7 @@ def test_a_span_is_one_write(start: Start) -> None:
 
 
 def test_strengths_and_gates_are_those_of_the_layers(start: Start) -> None:
-    """Against the gates and the state, a token at a time, from one forward that shows each layer its inputs."""
+    """Against the equations, a token at a time, from one forward that shows each layer its inputs."""
     model = model_for(roles=ALL)
     engine = start(model)
     say(engine, "the cat")
@@ -251,26 +252,24 @@ def test_strengths_and_gates_are_those_of_the_layers(start: Start) -> None:
         hook.remove()
     strengths, betas, lams = [], [], []
     for layer in layers:
-        written = seen[layer][:, -len(writes) :]
-        _, k, v, keep, erase, beta = layer._gates(written @ layer.in_proj.T, None)
-        k, v, keep, erase, beta = (t.detach() for t in (k, v, keep, erase, beta))
-        state, changes = torch.zeros(1, 2, 4, 4), []
-        for t in range(len(writes)):
-            kept = keep[:, t, :, :, None] * state
-            recalled = (state @ k[:, t, :, :, None])[..., 0]
-            after = kept + (beta[:, t] * v[:, t] - erase[:, t] * recalled)[..., None] * k[:, t, :, None, :]
-            changes.append(float((after - state).norm() / after.norm()))
-            state = after
-        strengths.append(changes)
-        betas.append(beta.mean((0, 2, 3)))
-        lams.append(keep.mean((0, 2, 3)))
+        hidden, weights, state, carry, found = seen[layer], weights_of(layer), torch.zeros(1, 2, 4, 4), None, []
+        for t in range(hidden.shape[1]):
+            on = torch.tensor([[t >= hidden.shape[1] - len(writes)]])
+            truth = by_the_book(weights, layer.config, hidden[:, t : t + 1], state, write=on, carry=carry)
+            if on:
+                change = float((truth.state - state).norm() / truth.state.norm()) if truth.state.any() else 0.0
+                found.append((change, float(truth.betas.mean()), float(truth.keeps.mean())))
+            state, carry = truth.state, truth.carry
+        for numbers, per_write in zip((strengths, betas, lams), zip(*found, strict=True), strict=True):
+            numbers.append(per_write)
 
-    assert [write.strength for write in writes] == pytest.approx(torch.tensor(strengths).mean(0).tolist(), abs=1e-4)
-    assert [write.write_gate for write in writes] == pytest.approx(torch.stack(betas).mean(0).tolist(), abs=1e-4)
-    assert [write.keep_gate for write in writes] == pytest.approx(torch.stack(lams).mean(0).tolist(), abs=1e-4)
-    assert last.write_gates == pytest.approx([float(beta.mean()) for beta in betas], abs=1e-4)
-    assert last.keep_gates == pytest.approx([float(lam.mean()) for lam in lams], abs=1e-4)
-    assert writes[0].strength == pytest.approx(1.0)  # all of the state is its first write
+    strengths, betas, lams = (torch.tensor(numbers) for numbers in (strengths, betas, lams))  # [layers, writes]
+    assert [write.strength for write in writes] == pytest.approx(strengths.mean(0).tolist(), abs=1e-4)
+    assert [write.write_gate for write in writes] == pytest.approx(betas.mean(0).tolist(), abs=1e-4)
+    assert [write.keep_gate for write in writes] == pytest.approx(lams.mean(0).tolist(), abs=1e-4)
+    assert last.write_gates == pytest.approx(betas.mean(1).tolist(), abs=1e-4)
+    assert last.keep_gates == pytest.approx(lams.mean(1).tolist(), abs=1e-4)
+    assert strengths[:, 0].tolist() == [1.0] * len(layers)  # all of the state is its first write
 
 
 def replayed(engine: DeltaMemEngine, model: DeltaMemModel) -> None:

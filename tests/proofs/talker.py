@@ -84,7 +84,8 @@ def serve() -> None:
     model = DeltaMemModel(backbone, DeltaMemAdapter.from_pretrained(default_adapter_path("bundled")))
     with torch.inference_mode():  # what compiles at first use does so once
         out = model(torch.tensor([[1, 2, 3, 4]]), logits_to_keep=1)
-        model(torch.tensor([[5]]), past_key_values=out.past_key_values, state=out.state, write=False)
+        after = {"past_key_values": out.past_key_values, "state": out.state, "carry": out.carry}
+        model(torch.tensor([[5]]), write=False, **after)
     note("ready")
     for line in sys.stdin:
         pid = os.fork()

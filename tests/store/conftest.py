@@ -2,20 +2,17 @@
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from deltamem_agents.store import Entry, MemoryStore, Snapshot, SQLStore, StateStore
-from deltamem_agents.store.tables import metadata
+from tests.postgresql import Server
 
 Child = Callable[..., Snapshot]
-POSTGRESQL = os.environ.get("DELTAMEM_TEST_POSTGRESQL", "")
 
 
 def entry(content: str) -> Entry:
@@ -63,22 +60,26 @@ def child() -> Child:
     return make
 
 
-def postgresql() -> SQLStore:
-    """An emptied store in the database that DELTAMEM_TEST_POSTGRESQL names."""
-    engine = create_engine(POSTGRESQL)
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(metadata.tables)} CASCADE"))
-    engine.dispose()
-    return SQLStore(POSTGRESQL)
+@pytest.fixture
+def url(postgresql: Server) -> str:
+    """Of a new, empty database."""
+    return postgresql.fresh()
 
 
-@pytest.fixture(params=["memory", "file", "sqlite-memory", *(["postgresql"] if POSTGRESQL else [])])
+@pytest.fixture(params=["memory", "file", "sqlite-memory", "postgresql", "pgbouncer"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
-    kinds: dict[str, Callable[[], StateStore]] = {
-        "memory": MemoryStore,
-        "file": lambda: SQLStore(tmp_path / "store.db"),
-        "sqlite-memory": lambda: SQLStore("sqlite://"),
-        "postgresql": postgresql,
-    }
-    with kinds[request.param]() as opened:
+    with open_kind(request, tmp_path) as opened:
         yield opened
+
+
+def open_kind(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
+    match request.param:
+        case "memory":
+            return MemoryStore()
+        case "file":
+            return SQLStore(tmp_path / "store.db")
+        case "sqlite-memory":
+            return SQLStore("sqlite://")
+    server: Server = request.getfixturevalue("postgresql")
+    port = request.getfixturevalue("pgbouncer") if request.param == "pgbouncer" else None
+    return SQLStore(server.url(server.database(), port=port))

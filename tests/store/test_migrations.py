@@ -110,7 +110,7 @@ def test_a_version_1_database_is_upgraded(path: Path, child: Child) -> None:
         assert [turn.id for turn in store.thread("g", "main", last=9)] == ["a", "g"]
         store.forget("alice")
         assert [turn.id for turn in store.line("g")] == ["a", "b", "g"]
-    assert version(path) == "2"
+    assert version(path) == "3"
     with closing(sqlite3.connect(path)) as raw:
         assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert raw.execute("PRAGMA foreign_key_check").fetchall() == []

@@ -1,6 +1,8 @@
 """What is particular to a store in a database file: what can go wrong with files, and what stays on the disk."""
 
+import os
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, event, inspect
 
-from deltamem_agents.errors import ConflictError, StoreError
+from deltamem_agents.errors import ConflictError, SessionNotFoundError, StoreError
 from deltamem_agents.store import Snapshot, SQLStore, migrations
 from deltamem_agents.store.tables import metadata
 
@@ -66,7 +68,7 @@ def on_disk(folder: Path, text: str) -> list[str]:
 def test_the_file_is_set_up_as_intended(path: Path) -> None:
     with SQLStore(path), closing(sqlite3.connect(path)) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert raw.execute("SELECT * FROM deltamem_meta").fetchall() == [("schema", "2")]
+        assert raw.execute("SELECT * FROM deltamem_meta").fetchall() == [("schema", "3")]
 
 
 def test_migrations_make_the_tables_that_queries_expect(path: Path) -> None:
@@ -81,6 +83,7 @@ def test_migrations_make_the_tables_that_queries_expect(path: Path) -> None:
 
 def test_it_survives_reopening_and_odd_paths(tmp_path: Path, child: Child) -> None:
     path = tmp_path / "a ?#%20 folder" / "é;.db"
+    path.parent.mkdir()
     turn = child(None, "alice", "hello")
     with SQLStore(path) as store:
         store.commit("alice", turn, expected=None)
@@ -93,7 +96,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     SQLStore(path).close()
     with closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("UPDATE deltamem_meta SET value = '7'")
-    with pytest.raises(StoreError, match=r"schema version 7, expected at most 2: .* upgrade"):
+    with pytest.raises(StoreError, match=r"schema version 7, expected at most 3: .* upgrade"):
         SQLStore(path)
 
 
@@ -132,7 +135,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_below_a_file_is_refused(path: Path) -> None:
     path.write_text("")
-    with pytest.raises(StoreError, match="cannot be used"):
+    with pytest.raises(StoreError, match="cannot be created: there is no folder"):
         SQLStore(path / "store.db")
 
 
@@ -298,3 +301,76 @@ def test_forget_says_when_a_reader_holds_the_log(path: Path, child: Child) -> No
             store.forget("alice")
         assert store.session("alice") is None
         reader.execute("ROLLBACK")
+
+
+def test_a_second_forget_ends_what_a_reader_was_in_the_way_of(path: Path, child: Child) -> None:
+    secret = "the secret is 4711"
+    with SQLStore(path, timeout=0.05) as store:
+        for name in ("alice", "bob"):
+            store.commit(name, child(None, name, secret), expected=None)
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM deltamem_entries").fetchall()
+            for _ in range(2):
+                with pytest.raises(StoreError, match=r"when you forget the session once more"):
+                    store.forget("alice")
+            with pytest.raises(SessionNotFoundError):
+                store.forget("nobody")
+        store.forget("alice")
+        assert path.with_name("store.db-wal").stat().st_size == 0
+        with pytest.raises(SessionNotFoundError):
+            store.forget("alice")
+        store.forget("bob")
+        assert secret.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("later", ["open", "prune"])
+def test_whoever_comes_later_ends_it_too(later: str, path: Path, child: Child) -> None:
+    store = SQLStore(path, timeout=0.05)
+    for name in ("alice", "bob"):
+        store.commit(name, child(None, name, "the secret"), expected=None)
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM deltamem_entries").fetchall()
+        with pytest.raises(StoreError, match="once more"):
+            store.forget("alice")
+        SQLStore(path).close()  # nobody waits for the reader
+    if later == "open":
+        SQLStore(path).close()
+    else:
+        store.prune("bob", keep=1)
+    with pytest.raises(SessionNotFoundError):
+        store.forget("alice")
+    assert b"alice" not in path.read_bytes() + path.with_name("store.db-wal").read_bytes()
+    store.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_a_new_file_is_its_owners_alone(path: Path, child: Child) -> None:
+    with SQLStore(path) as store:
+        store.commit("alice", child(None, "alice", "hello"), expected=None)
+        assert [stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob("store.db*")] == [0o600] * 3
+    path.chmod(0o640)
+    with SQLStore(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640  # shared on purpose
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"there is no folder .*nowhere; make it"):
+        SQLStore(tmp_path / "nowhere" / "store.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_gets_connections_of_its_own(path: Path, child: Child) -> None:
+    with SQLStore(path) as store:
+        first = child(None, "alice", "hello")
+        store.commit("alice", first, expected=None)
+        pid = os.fork()
+        if pid == 0:
+            store.commit("alice", child(first, "alice", "from the fork"), expected=first.id)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        info = store.session("alice")
+        assert info is not None
+        assert info.turns == 2

@@ -16,9 +16,12 @@ from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.features import Features
 from deltamem_agents.train.fits import separator, shared_directions, token_code
 from deltamem_agents.train.writing import write_memories
+from tests.builders import MECHANISMS
 
 DATA = TrainingData(Values(["harbor", "velvet", "saddle", "pigeon", "copper"]))
-CONFIG = DeltaMemConfig(rank=4, num_state_heads=4)
+CONFIGS = {
+    name: DeltaMemConfig.parse({"rank": 4, "num_state_heads": 4, **options}) for name, options in MECHANISMS.items()
+}
 
 
 @given(st.integers(0, 10**6))
@@ -56,31 +59,35 @@ def test_gates_are_told_apart() -> None:
     assert scores[~on].mean() == pytest.approx(-4.0, abs=1e-3)
 
 
-def aligned(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> DeltaMemModel:
-    model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(CONFIG, backbone))
-    align_heads(model, ChatTemplate(tokenizer), DATA, heads=range(2, 4), strength=0.05, facts=60, seed=seed)
+def aligned(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: DeltaMemConfig
+) -> DeltaMemModel:
+    model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(config, backbone))
+    align_heads(model, ChatTemplate(tokenizer), DATA, heads=range(2, 4), strength=0.05, facts=60)
     return model
 
 
+@pytest.mark.parametrize("mechanism", CONFIGS)
 def test_only_the_named_heads_change_and_gates_open_at_values(
-    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mechanism: str
 ) -> None:
-    model = aligned(backbone, tokenizer)
+    config = CONFIGS[mechanism]
+    model = aligned(backbone, tokenizer, config)
     weights = {name: p.detach().clone() for name, p in model.adapter.named_parameters()}
     model.detach()
-    fresh = DeltaMemAdapter.initialize(CONFIG, backbone)
-    rank, width = CONFIG.rank, CONFIG.width
+    fresh, rank = DeltaMemAdapter.initialize(config, backbone), config.rank
     for number, layer in enumerate(fresh.layers.values()):
         new = weights[f"_layers.{number}.in_proj"]
-        for block in range(3):
-            rows = slice(block * width, block * width + 2 * rank)
-            assert torch.equal(new[rows], layer.in_proj[rows])
-            assert not torch.equal(new[rows.stop : (block + 1) * width], layer.in_proj[rows.stop : (block + 1) * width])
+        for name, block in layer.block.items():
+            named = slice(block.start + (block.stop - block.start) // 2, block.stop)
+            assert torch.equal(new[block.start : named.start], layer.in_proj[block.start : named.start])
+            if block.stop > block.start and name != "lambda":
+                assert not torch.equal(new[named], layer.in_proj[named]), name
         assert torch.equal(weights[f"_layers.{number}.delta.o"][:, : 2 * rank], layer.delta["o"][:, : 2 * rank])
         assert all(torch.isfinite(w).all() for w in weights.values())
 
     episodes = [DATA.generate(EpisodeMix(), random.Random(n), split="test") for n in range(20)]
-    again = aligned(backbone, tokenizer)
+    again = aligned(backbone, tokenizer, config)
     for name, parameter in again.adapter.named_parameters():
         torch.testing.assert_close(weights[name], parameter.detach())  # the seed decides it
     written = write_memories(Features(again), ChatTemplate(tokenizer), [e.earlier for e in episodes], together=False)
@@ -99,7 +106,7 @@ def test_only_the_named_heads_change_and_gates_open_at_values(
 def test_a_tokenizer_without_common_tokens_is_named(
     backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(CONFIG, backbone))
+    model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(CONFIGS["gated"], backbone))
     plain = tokenizer.encode
     # a tokenizer that marks the start of every text
     monkeypatch.setattr(type(tokenizer), "encode", lambda self, text, **kwargs: [0, *plain(text, **kwargs)])

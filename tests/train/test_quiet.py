@@ -23,7 +23,7 @@ def gates(model: DeltaMemModel, tokenizer: PreTrainedTokenizerBase, messages: li
     template = ChatTemplate(tokenizer)
     features = torch.cat(Features(model).of([message_tokens(template, message) for message in messages]))
     layers = model.adapter.layers.values()
-    found = [features[:, n] @ x.in_proj[3 * x.config.width :].T + x.gate_bias for n, x in enumerate(layers)]
+    found = [features[:, n] @ x.in_proj[x.block["beta"].start :].T + x.gate_bias for n, x in enumerate(layers)]
     return torch.stack(found).mean((0, 1))
 
 
@@ -37,7 +37,7 @@ def test_gates_close_on_talk_and_stay_as_they_are_on_what_is_told(
     rng = random.Random("messages that nothing was fitted to")
     told, talk = told_messages(DATA, 60, rng), talk_messages(DATA, 60, rng)
     before = [gates(model, tokenizer, messages) for messages in (told, talk)]
-    others = [layer.in_proj[: 3 * config.width].clone() for layer in model.adapter.layers.values()]
+    others = [layer.in_proj[: layer.block["beta"].start].clone() for layer in model.adapter.layers.values()]
     quieten_gates(model, ChatTemplate(tokenizer), DATA, amount=6.0, messages=150)
     moved = [gates(model, tokenizer, m) - b for m, b in zip((told, talk), before, strict=True)]
     assert moved[1][: config.gates].max() < -0.4
@@ -45,7 +45,7 @@ def test_gates_close_on_talk_and_stay_as_they_are_on_what_is_told(
         assert moved[1][config.gates :].min() > 0.4, "talk takes nothing away"
     assert moved[0].abs().max() < 0.3 * moved[1].abs().min(), "what is told is written as before"
     for layer, weights in zip(model.adapter.layers.values(), others, strict=True):
-        assert torch.equal(layer.in_proj[: 3 * config.width], weights)
+        assert torch.equal(layer.in_proj[: layer.block["beta"].start], weights)
 
 
 def test_regression_finds_what_rows_mean() -> None:

@@ -17,9 +17,9 @@ from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
 from deltamem_agents.train import Episode, Losses, Record, Source, Stage, Trainer, read_episodes, write_episodes
 from deltamem_agents.train.answers import AnswerRows, answer_logits
 from deltamem_agents.train.losses import IGNORED, answer_log_probs
-from tests.builders import randomised
+from tests.builders import MECHANISMS, randomised
 from tests.chat import CHATML, DEFAULT_SYSTEM, chat_backbone
-from tests.train.conftest import SMALL, small_recipe
+from tests.train.conftest import small_recipe
 from tests.train.test_chats import TALK, talk_about, written
 
 Make = Callable[..., Trainer]
@@ -168,10 +168,12 @@ def test_a_run_starts_from_an_adapter_folder_or_a_checkpoint(make: Make) -> None
 
 
 @pytest.mark.parametrize("rankwise", [True, False])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_state_heads_that_an_earlier_adapter_lacks_are_fresh_and_its_own_go_on_as_they_were(
-    make: Make, rankwise: bool
+    make: Make, mechanism: str, rankwise: bool
 ) -> None:
-    narrow = DeltaMemConfig(rank=4, num_state_heads=2, rankwise_gates=rankwise)
+    options = {"rank": 4, "num_state_heads": 2, "rankwise_gates": rankwise}
+    narrow = DeltaMemConfig.parse(options | MECHANISMS[mechanism])
     wide = narrow.model_copy(update={"num_state_heads": 3})
     first = make("first", adapter=narrow)
     randomised(first.model.adapter)
@@ -181,19 +183,22 @@ def test_state_heads_that_an_earlier_adapter_lacks_are_fresh_and_its_own_go_on_a
     layers = zip(first.model.adapter.layers.values(), second.model.adapter.layers.values(), strict=True)
     for old, new in layers:
         assert old.shape.hidden == 32
-        reads, state = old(hidden, torch.zeros(1, 2, 4, 4))
-        wider, wide_state = new(hidden, torch.zeros(1, 3, 4, 4))
-        torch.testing.assert_close(wider[..., :8], reads)
-        torch.testing.assert_close(wide_state[:, :2], state)
+        found, wider = old(hidden, torch.zeros(1, 2, 4, 4)), new(hidden, torch.zeros(1, 3, 4, 4))
+        assert found.reads.any()
+        torch.testing.assert_close(wider.reads[..., :8], found.reads)
+        torch.testing.assert_close(wider.state[:, :2], found.state)
+        if found.carry is not None:
+            torch.testing.assert_close(wider.carry[:, :8], found.carry)
         for name, delta in old.delta.items():
             assert torch.equal(new.delta[name][:, :8], delta)
 
 
 def test_a_run_may_begin_quiet_and_does_so_once(make: Make) -> None:
     loud, quiet = make("loud"), make("quiet", quiet=3.0)
-    start, moved = 3 * SMALL.width, []
+    moved = []
     layers = zip(loud.model.adapter.layers.values(), quiet.model.adapter.layers.values(), strict=True)
     for one, other in layers:
+        start = one.block["beta"].start
         assert torch.equal(one.in_proj[:start], other.in_proj[:start])
         moved.append((one.in_proj[start:] - other.in_proj[start:]).abs().max().item())
     assert min(moved) > 0

@@ -100,7 +100,7 @@ def test_the_cache_keeps_to_its_budget_and_drops_the_oldest(backbone: PreTrained
 def test_gates_are_means_of_beta_and_talk_is_told_apart(
     backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    full = DeltaMemModel(backbone, DeltaMemAdapter.initialize(SMALL, backbone))  # a fresh β is σ(−2) everywhere
+    full = DeltaMemModel(backbone, DeltaMemAdapter.initialize(SMALL, backbone))  # a fresh β is σ(−2)
     written = write_memories(Features(full), ChatTemplate(tokenizer), TALK, together=False, talk=[[2], []])
     assert torch.allclose(written.beta[written.on], torch.sigmoid(torch.tensor(-2.0)))
     assert not written.beta[~written.on].any()

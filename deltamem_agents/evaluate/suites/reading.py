@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,8 +96,7 @@ class Reader:
 
     def _pieces(self, asking: Asking) -> list[Piece]:
         write = asking.state is not None
-        rendered = self._writer.render(asking.shown, asking.spoken, write=write)
-        return [*rendered.pieces, self._writer.opening((*asking.shown, *asking.spoken), write=write)]
+        return list(self._writer.render(asking.shown, asking.spoken, write=write, opened=True).pieces)
 
     def _state(self, asking: Asking) -> MemoryState:
         return self._model.zero_state() if asking.state is None else asking.state
@@ -134,7 +133,8 @@ class Reader:
                 cache.batch_repeat_interleave(len(texts))
             state = row.state.rows([0] * len(texts))
             write = self._writes_replies(asking)
-            out = self._model(fed, mask, past_key_values=cache, state=state, write=write)
+            carry = None if row.carry is None else row.carry.expand(len(texts), -1, -1)
+            out = self._model(fed, mask, past_key_values=cache, state=state, write=write, carry=carry)
             after = torch.log_softmax(out.logits.double(), -1)
             for place, ids in enumerate(texts):
                 nats[place] -= sum(float(after[place, at, token]) for at, token in enumerate(ids[1:]))
@@ -143,7 +143,7 @@ class Reader:
 
 def _branch(row: Row) -> Row:
     """The row again, with a cache of its own: `feed` extends it in place."""
-    return Row(row.state, row.ids, copy.deepcopy(row.cache))
+    return replace(row, cache=copy.deepcopy(row.cache))
 
 
 def _shared(prompts: Sequence[Sequence[Piece]], states: Sequence[MemoryState | None]) -> int:
