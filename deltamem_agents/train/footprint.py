@@ -25,8 +25,8 @@ from deltamem_agents.train.recipe import Recipe
 
 UNRELATED_TOKENS = 160
 """About how long a row is that must stay as it is."""
-SAMPLE = (2, 32)
-"""Rows and tokens on which one layer is counted."""
+SAMPLE = (2, 128)
+"""Rows and tokens on which one layer is counted, the first of them padding: what attention keeps grows with length."""
 LEARNT = 16
 """Bytes a weight that learns: itself, its gradient and AdamW's two averages, in float32."""
 
@@ -165,8 +165,10 @@ def _kept_by_one_layer(config: PretrainedConfig, dtype: torch.dtype, adapter: De
     counted = _Counted(model)
     handles = [block.register_forward_pre_hook(counted.begin), block.register_forward_hook(counted.end)]
     ids = torch.zeros(rows, tokens, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
     with counted.hooks():
-        model(ids, write=True, use_cache=False, logits_to_keep=1)
+        model(ids, mask, write=True, use_cache=False, logits_to_keep=1)
     for handle in handles:
         handle.remove()
     reading = counted.bytes / ids.numel()

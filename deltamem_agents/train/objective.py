@@ -217,7 +217,7 @@ class Objective:
         """What must not change: prompts with their replies, and prose (True)."""
         if not self._unrelated:
             model, template, seed = self.model, self.template, self.recipe.seed
-            prose = []
+            prose: list[str] = []
             if self.recipe.prose:
                 prose = plain_prose(model, template, count=PASSAGES, seed=seed, length=64, progress=progress)
             long = prose[: len(prose) // 2]

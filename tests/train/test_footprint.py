@@ -61,7 +61,7 @@ def test_a_step_keeps_about_what_was_computed(
     expected = computed.kept + computed.predictions
     if checkpointing:  # without the one layer that is computed once more
         expected = computed.replayed - computed.kept // 8 + computed.predictions
-    assert 0.6 * expected < kept < 1.2 * expected  # computed for the largest of several batches
+    assert 0.6 * expected < kept < 1.25 * expected  # computed for the largest of several batches
     assert sum(p.numel() * p.itemsize for p in backbone.parameters()) == computed.weights
     assert computed.learning == 16 * sum(p.numel() for p in trainer.model.adapter.parameters())
 
@@ -72,7 +72,7 @@ def test_four_billion_weights_fit_24_gb(tokenizer: PreTrainedTokenizerBase) -> N
     recipe = small_recipe(rows=16, adapter=adapter, gradient_checkpointing=True, model_kwargs=four_bits)
     small = of(recipe, QWEN3_4B, torch.bfloat16, tokenizer)
     assert small.total(checkpointing=True) < 24e9
-    assert small.replayed < small.kept / 4
+    assert small.replayed < small.kept / 2
     large = of(recipe.model_copy(update={"model_kwargs": {}}), QWEN3_4B, torch.bfloat16, tokenizer)
     assert large.weights == pytest.approx(8.04e9, rel=0.01)
     assert small.weights == pytest.approx(2.8e9, rel=0.05)
