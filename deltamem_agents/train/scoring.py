@@ -52,7 +52,7 @@ def reply_scores(objective: Objective, conversations: Sequence[Sequence[Episode]
 
 def _other(owners: Sequence[int], place: int) -> int:
     """The next place after this one, around the end, that another conversation has."""
-    places = [*range(place + 1, len(owners)), *range(place)]
+    places: list[int] = [*range(place + 1, len(owners)), *range(place)]
     return next(other for other in places if owners[other] != owners[place])
 
 
