@@ -8,7 +8,21 @@ if TYPE_CHECKING:
     from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
     from deltamem_agents.backbone.tools import Tool, ToolUse
     from deltamem_agents.config import DeltaMemConfig, Role
-    from deltamem_agents.engine import DeltaMemEngine, MemoryMode, MemoryView, Session, Transcript, Turn, Usage
+    from deltamem_agents.engine import (
+        DeltaMemEngine,
+        Engine,
+        MemoryMode,
+        MemoryView,
+        Recollection,
+        RemoteEngine,
+        Session,
+        Transcript,
+        Turn,
+        Usage,
+        located_model,
+        located_store,
+        shared_engine,
+    )
     from deltamem_agents.errors import (
         AdapterError,
         BackboneError,
@@ -52,6 +66,7 @@ __all__ = [
     "DeltaMemError",
     "DeltaMemModel",
     "DeltaMemOutput",
+    "Engine",
     "Entry",
     "FingerprintError",
     "GenerationError",
@@ -63,6 +78,8 @@ __all__ = [
     "Message",
     "MessageError",
     "MessageLike",
+    "Recollection",
+    "RemoteEngine",
     "Role",
     "SQLStore",
     "Session",
@@ -87,6 +104,9 @@ __all__ = [
     "check_tool_messages",
     "export_session",
     "import_session",
+    "located_model",
+    "located_store",
+    "shared_engine",
 ]
 
 _HOMES = {
@@ -109,12 +129,18 @@ _HOMES = {
     ),
     "engine": (
         "DeltaMemEngine",
+        "Engine",
         "MemoryMode",
         "MemoryView",
+        "Recollection",
+        "RemoteEngine",
         "Session",
         "Transcript",
         "Turn",
         "Usage",
+        "located_model",
+        "located_store",
+        "shared_engine",
     ),
     "errors": (
         "AdapterError",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -80,7 +80,7 @@ class Message(BaseModel):
     role: Role
     """Who speaks."""
     content: str
-    """The text. None is empty for an assistant or a tool; of OpenAI's content parts the texts are taken, a line each."""
+    """The text. None is empty for an assistant or a tool; of OpenAI's content parts the texts are taken."""
     id: str | None = None
     """The caller's name for this message, if it has one; the same id is the same message."""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -91,7 +91,10 @@ class Message(BaseModel):
     """The tool that a tool's message is from."""
     snapshot: str | None = None
     """The snapshot that this reply was committed with, as its `Turn` gave it."""
-    cut: int | None = Field(None, ge=0)
+    absorb: bool = True
+    """False: it is shown where it stands and kept in the session, but never written: what a program says in the user's
+    name."""
+    cut: Annotated[int, Field(ge=0)] | None = None
     """Of a message that is longer than the context, the model is shown so many characters; set by the engine."""
 
     @model_validator(mode="before")
@@ -104,7 +107,8 @@ class Message(BaseModel):
         if role == "assistant":
             plain = {key: value for key, value in plain.items() if key not in UNSAID}
             content = message.get("refusal") if content is None else content
-        if content is None and (role == "tool" or (role == "assistant" and ("content" in message or "tool_calls" in plain))):
+        given = "content" in message or "tool_calls" in plain
+        if content is None and given and role in ("assistant", "tool"):
             content = ""
         if isinstance(content, Sequence) and not isinstance(content, str):
             content = "\n".join(text for part in content if (text := _part(part, role)) is not None)

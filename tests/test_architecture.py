@@ -22,8 +22,9 @@ MAY_IMPORT["evaluate"] = {*LAYERS, "store", "train"}
 MAY_IMPORT["plots"] = {"errors"}
 MAY_IMPORT["bench"] = {*LAYERS, "store", "train", "plots"}
 MAY_IMPORT["report"] = {*LAYERS, "store"}
-MAY_IMPORT["cli"] = {*LAYERS, "store", "train", "evaluate", "bench", "report"}
-TOP = {"train", "evaluate", "bench", "report", "cli"}
+MAY_IMPORT["serve"] = {*LAYERS, "store"}
+MAY_IMPORT["cli"] = {*LAYERS, "store", "train", "evaluate", "bench", "report", "serve"}
+TOP = {"train", "evaluate", "bench", "report", "serve", "cli"}
 FRAMEWORKS = ("langchain", "llama_index")
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "impl", "common"}
 

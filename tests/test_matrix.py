@@ -1,4 +1,4 @@
-"""Every feature on every kind of chat template: one that takes anything, and those that refuse what the package adds."""
+"""Every feature on every kind of chat template: one that takes anything, and those that refuse what is added."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def system_prompt(engine: DeltaMemEngine) -> None:
 
 
 def tools(engine: DeltaMemEngine) -> None:
-    model = chat(engine, max_new_tokens=60)
+    model = chat(engine, max_new_tokens=200)
     forced = model.bind_tools([add], tool_choice="add").invoke("1 + 2?")
     assert [call["name"] for call in forced.tool_calls] == ["add"]
     agent = create_agent(model.with_session("bob"), tools=[add], system_prompt="Be brief.")
@@ -100,7 +100,7 @@ def tools(engine: DeltaMemEngine) -> None:
 
 def structured(method: str) -> Callable[[DeltaMemEngine], None]:
     def ask(engine: DeltaMemEngine) -> None:
-        model = chat(engine, max_new_tokens=80).with_structured_output(Person, method=method, include_raw=True)
+        model = chat(engine, max_new_tokens=200).with_structured_output(Person, method=method, include_raw=True)
         found = model.invoke("Who is it?")
         assert isinstance(found["parsed"], Person), found
         assert ledger(engine)[0] == ("user", "Who is it?")
@@ -134,7 +134,7 @@ def summary(engine: DeltaMemEngine) -> None:
 
 def simple_chat_engine(engine: DeltaMemEngine) -> None:
     llm = DeltaMemLLM(engine=engine, max_new_tokens=4)
-    memory = DeltaMemory.from_defaults(session="alice", engine=engine) if hasattr(DeltaMemory, "from_defaults") else None
+    memory = DeltaMemory.from_defaults(session_id="alice", engine=engine)
     talk = SimpleChatEngine.from_defaults(llm=llm, memory=memory, system_prompt="Be brief.")
     for text in ("the cat", "so"):
         talk.chat(text)

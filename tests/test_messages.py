@@ -145,7 +145,8 @@ def test_content_parts_are_read_as_openai_writes_them() -> None:
     parts = [{"type": "text", "text": "My name"}, {"type": "text", "text": "is Ann."}]
     (message,) = as_messages([{"role": "user", "content": parts}])
     assert message == Message(role="user", content="My name\nis Ann.")
-    said = [{"type": "reasoning", "summary": []}, {"type": "output_text", "text": "Hi."}, {"type": "refusal", "refusal": "No."}]
+    refusal = {"type": "refusal", "refusal": "No."}
+    said = [{"type": "reasoning", "summary": []}, {"type": "output_text", "text": "Hi."}, refusal]
     assert as_messages([{"role": "assistant", "content": said}])[0].content == "Hi.\nNo."
 
 

@@ -128,6 +128,16 @@ def test_writes_have_a_bar_for_each_token() -> None:
     assert first.get_ylim() == second.get_ylim()
 
 
+def test_reads_are_dots_beside_the_bars_of_writes() -> None:
+    messages = [("Hello.", [("Hel", 0.1), ("lo", 0.2)]), ("Hi", [("Hi", 0.3)])]
+    figure = draw_writes(messages, reads=[[0.0, 0.9], [0.4]]).figure
+    beside = [axes for axes in figure.axes if axes.get_ylabel() == "read gate"]
+    assert [numbers(axes.lines[0].get_ydata()) for axes in beside] == [[0.0, 0.9], [0.4]]
+    assert all(axes.get_ylim()[0] < 0 and axes.get_ylim()[1] > 1 for axes in beside)
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        draw_writes(messages, reads=[[0.0, 0.9]])
+
+
 def numbers(data: object) -> list[float]:
     return [float(number) for number in np.asarray(data)]
 

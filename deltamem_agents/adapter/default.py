@@ -17,10 +17,12 @@ def default_adapter_path(model: str | Path) -> Path:
     """
     name = DEFAULT_ADAPTERS.get(str(model))
     if name is None and str(model).startswith(("/", ".", "~")) and not Path(model).is_dir():
-        raise BackboneError(f"there is no folder {model}: expected a model's folder, a hub id like owner/name, or bundled")
+        raise BackboneError(
+            f"there is no folder {model}: expected a model's folder, a hub id like owner/name, or bundled"
+        )
     if name is None:
         raise AdapterError(
-            f"no adapter ships for {model}: name one, a folder or hub id (adapter=…, on the command line --adapter), or "
-            f"train one (a default exists for {', '.join(DEFAULT_ADAPTERS)})"
+            f"no adapter ships for {model}: name one, a folder or hub id (adapter=…, on the command line --adapter), "
+            f"or train one (a default exists for {', '.join(DEFAULT_ADAPTERS)})"
         )
     return Path(str(files("deltamem_agents") / "adapters" / name))

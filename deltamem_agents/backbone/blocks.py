@@ -1,4 +1,4 @@
-"""What a chat template is given: each message as it is, or the list mended for a template that wants roles to alternate.
+"""What a chat template is given: each message as it is, or a list mended for templates that want roles to alternate.
 
 Gemma's and Mistral's templates refuse a system prompt, or neighbours of one role, or an answer in front. Windows,
 absorbed messages and summaries are no well-formed conversations, so the list is mended before it is rendered.
@@ -81,11 +81,11 @@ def alternating(said: Sequence[tuple[int | None, Message]], *, system: bool) -> 
         said: the messages with their owners; calls and answers of tools are text already.
         system: whether the template shows a system prompt in front; otherwise it goes into the user's first turn.
     """
-    last_system = max((place for place, (_, m) in enumerate(said) if m.role != "system"), default=-1)
+    last_said = max((place for place, (_, m) in enumerate(said) if m.role != "system"), default=-1)
     blocks: list[Block] = []
     for place, (owner, message) in enumerate(said):
         before = blocks[-1].message.role if blocks else None
-        in_front = system and before in (None, "system") and place < last_system
+        in_front = system and before in (None, "system") and place < last_said
         role: Role = "user" if message.role == "tool" or (message.role == "system" and not in_front) else message.role
         if role == "assistant" and before in (None, "system"):
             blocks.append(EMPTY_TURN)

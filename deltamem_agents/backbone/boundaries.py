@@ -35,8 +35,9 @@ def ends(blocks: Sequence[Block], whole: str, marked: str, render: Render) -> li
         contents = _searched(blocks, whole)
     closings: dict[Kind, tuple[str, str]] = {}
     found: list[Place] = []
-    for (part, place), following in zip(contents, [*(block_of[part] for part, _ in contents[1:]), None], strict=True):
+    for index, (part, place) in enumerate(contents):
         number = block_of[part]
+        following = block_of[contents[index + 1][0]] if index + 1 < len(contents) else None
         if following is None or following == number:
             found.append((part, len(whole) if following is None else place))
             continue

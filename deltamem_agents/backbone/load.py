@@ -12,6 +12,15 @@ from deltamem_agents.errors import BackboneError, UnsupportedArchitectureError
 
 BUNDLED = "bundled"
 """The name under which the bundled backbone goes wherever a model is asked for."""
+WHERE_FROM = (
+    "cache_dir code_revision force_download gguf_file local_files_only proxies revision subfolder token "
+    "trust_remote_code"
+).split()
+"""Options of transformers that say where files come from: a model and its tokenizer come from the same place."""
+
+LONGEST_REPEAT = 16
+"""Tokens: greedy replies of the bundled backbone loop, so they hold no longer run twice. A repetition penalty would end
+loops too, but it forbids what a memory is asked for: at 1.1, half of the facts that were told were not recalled."""
 
 
 def load_backbone(
@@ -28,7 +37,8 @@ def load_backbone(
         device: where to put it; None: on a GPU if there is one, unless `model_kwargs` say how it is placed.
         dtype: of the weights; "auto" takes the checkpoint's own.
         model_kwargs: anything else `AutoModelForCausalLM.from_pretrained` takes, such as `device_map` or
-            `quantization_config`.
+            `quantization_config`. What says where the files come from, such as `revision`, `subfolder` or `token`,
+            counts for the tokenizer too.
 
     Raises:
         BackboneError: there is no such model, it cannot be loaded, or weights are missing in it.
@@ -53,8 +63,10 @@ def load_backbone(
             f"{model} has no weights for {len(missing)} parameters of its architecture, such as {missing[0]}, and they "
             "would be random: expected a complete checkpoint of a causal LM; check the folder's files"
         )
+    if model == BUNDLED:
+        backbone.generation_config.no_repeat_ngram_size = LONGEST_REPEAT
     try:
-        return backbone, AutoTokenizer.from_pretrained(path)
+        return backbone, AutoTokenizer.from_pretrained(path, **{k: v for k, v in options.items() if k in WHERE_FROM})
     except Exception as error:
         raise _unloadable(model, "tokenizer", error) from error
 

@@ -3,13 +3,16 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel
 from deltamem_agents.bench.report import BenchRow, Point, Series
-from deltamem_agents.bench.subject import Subject
+from deltamem_agents.bench.subject import Subject, twin
+from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.generation import Batch, Piece, Row, feed
 from deltamem_agents.ops import chunked_delta_rule, naive_delta_rule, native_available, native_delta_rule
 
@@ -90,6 +93,50 @@ def decode_series(subject: Subject, caches: Sequence[int], *, repeats: int, writ
 
     name = f"Decode by length, tokens {'written' if write else 'only read'}"
     return Series(name=name, axis="KV cache, tokens", points=tuple(run(cache) for cache in caches))
+
+
+MECHANISMS = {
+    "gated on o": DeltaMemConfig(),
+    "ungated on q and o": DeltaMemConfig(delta_heads=("q", "o"), key_shift=False, read_gate="off", gate_floor=0.0),
+}
+"""The memory as it is by default, and as it was published: fresh adapters of one size."""
+
+
+def mechanism_rows(subject: Subject, *, tokens: int, cache: int, repeats: int, seed: int) -> list[BenchRow]:
+    """What keys that see the token before, read gates and floors cost, on o: against none of them, on q and o.
+
+    Both are fresh adapters of the same size, in turns with the frozen backbone: decoding, written and only read, on KV
+    caches of `cache` tokens, and a prefill of `tokens`.
+    """
+    subjects = []
+    for config in MECHANISMS.values():
+        backbone = twin(subject.frozen)
+        adapter = DeltaMemAdapter.initialize(config, backbone, seed=seed)
+        subjects.append(replace(subject, model=DeltaMemModel(backbone, adapter)))
+    ids = random_ids(subject, 1, tokens, seed=seed)
+
+    def prefill(model: DeltaMemModel) -> Step:
+        return lambda: model(ids, logits_to_keep=1)
+
+    written, read = ([decode_steps(s, cache=cache, write=w, seed=seed) for s in subjects] for w in (True, False))
+    cases: dict[str, list[Step]] = {
+        "decode per token, written": [*(memory for memory, _ in written), written[0][1]],
+        "decode per token, only read": [*(memory for memory, _ in read), read[0][1]],
+        f"prefill of {tokens} tokens": [
+            *(prefill(s.model) for s in subjects),
+            lambda: subject.frozen(input_ids=ids, logits_to_keep=1, use_cache=True),
+        ],
+    }
+    rows, (ours, theirs) = list[BenchRow](), MECHANISMS
+    for name, steps in cases.items():
+        with torch.inference_mode():
+            interleave(*steps, repeats=1)
+            count = repeats if name.startswith("decode") else max(3, repeats // 10)
+            gated, published, frozen = interleave(*steps, repeats=count)
+        rows.append(BenchRow.ratio(f"{name}, {ours} ÷ {theirs}", gated, published))
+        rows.append(BenchRow.ratio(f"{name}, {ours} ÷ frozen", gated, frozen))
+        rows.append(BenchRow.ratio(f"{name}, {theirs} ÷ frozen", published, frozen))
+    return rows
 
 
 def batch_series(subject: Subject, sessions: Sequence[int], *, cache: int, repeats: int, seed: int) -> Series:

@@ -6,14 +6,21 @@ from pathlib import Path
 
 from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.bench.concurrency import batch_call_row, threads_row
-from deltamem_agents.bench.forwards import batch_series, decode_series, prefill_series, profiles, scan_rows
+from deltamem_agents.bench.forwards import (
+    batch_series,
+    decode_series,
+    mechanism_rows,
+    prefill_series,
+    profiles,
+    scan_rows,
+)
 from deltamem_agents.bench.machine import describe
 from deltamem_agents.bench.processes import memory_rows, state_rows
 from deltamem_agents.bench.report import BenchReport, BenchRow, Series
 from deltamem_agents.bench.subject import Subject, load_subject
-from deltamem_agents.bench.turns import turn_row
+from deltamem_agents.bench.turns import history_row, turn_row
 
-PREFILL, DECODE, TOGETHER, TURNS, STATE_MS, PEAK = 1.05, 1.10, 4.0, 1.05, 20.0, 1.02
+PREFILL, DECODE, TOGETHER, TURNS, HISTORY, STATE_MS, PEAK = 1.05, 1.10, 4.0, 1.05, 5.0, 20.0, 1.02
 """The project's targets, ratios unless they name a unit."""
 
 
@@ -118,6 +125,9 @@ def run_bench(
     with tempfile.TemporaryDirectory() as folder:
         rows += _session_rows(subject, Path(folder), sizes)
     rows += memory_rows(model, tokens=sizes.process_tokens, repeats=sizes.process_repeats, target=PEAK, seed=seed)
+    rows += mechanism_rows(
+        subject, tokens=sizes.prefill[-1], cache=sizes.cache, repeats=sizes.decode_repeats, seed=seed
+    )
     rows += scan_rows(subject, sizes.scan, repeats=3, seed=seed)
     tables = profiles(subject, cache=sizes.cache, steps=8, seed=seed) if profile else {}
     setup = {**describe(subject, model, seed=seed), "mode": "quick" if quick else "full"}
@@ -162,7 +172,8 @@ def _session_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow
     early, late = sizes.early, sizes.late
     turns = turn_row(subject, folder, early=early, late=late, repeats=sizes.turn_repeats, target=TURNS)
     states = state_rows(subject, folder, repeats=sizes.process_repeats, target=STATE_MS)
-    return [turns, *_concurrency_rows(subject, folder, sizes), *states]
+    history = history_row(subject, few=500, many=2000, repeats=sizes.turn_repeats, target=HISTORY)
+    return [turns, history, *_concurrency_rows(subject, folder, sizes), *states]
 
 
 def _concurrency_rows(subject: Subject, folder: Path, sizes: Sizes) -> list[BenchRow]:

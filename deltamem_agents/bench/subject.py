@@ -28,10 +28,15 @@ class Subject:
 def load_subject(model: str | Path, *, seed: int) -> Subject:
     """Loads a backbone, "bundled" or a folder, and its default adapter, or a fresh one if none ships for it."""
     backbone, tokenizer = load_backbone(model)
-    shared = {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
-    frozen = copy.deepcopy(backbone, shared)
+    frozen = twin(backbone)
     adapter, name = load_adapter(model, backbone, seed=seed)
     return Subject(DeltaMemModel(backbone, adapter), frozen, tokenizer, name)
+
+
+def twin(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The same modules once more, on the same parameters."""
+    shared = {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
+    return copy.deepcopy(backbone, shared)
 
 
 def load_adapter(model: str | Path, backbone: PreTrainedModel, *, seed: int) -> tuple[DeltaMemAdapter, str]:

@@ -11,6 +11,7 @@ from deltamem_agents.cli.chat import chat
 from deltamem_agents.cli.console import show_error
 from deltamem_agents.cli.demo import demo
 from deltamem_agents.cli.pull import pull
+from deltamem_agents.cli.serve import serve
 from deltamem_agents.cli.train import train
 from deltamem_agents.errors import ConfigError, DeltaMemError
 
@@ -23,6 +24,9 @@ EXTRAS = {
     "yaml": "train",
     "bm25s": "evaluate",
     "nltk": "evaluate",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
     "matplotlib": "notebooks",
 }
 """Packages that commands need, and the extra that brings each."""
@@ -69,6 +73,7 @@ def deltamem(
 
 
 app.command()(chat)
+app.command()(serve)
 app.add_typer(sessions.app, name="sessions")
 app.command()(pull)
 app.command()(demo)

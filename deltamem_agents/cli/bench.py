@@ -72,3 +72,20 @@ def conversation(
         turns=turns, recent=recent, keep=keep, full_turns=full_turns, facts=facts, seed=seed, output=output
     )
     typer.echo(report.render())
+
+
+@app.command()
+def store(
+    url: Annotated[str, typer.Argument(help="An empty PostgreSQL database, such as postgresql://me@localhost/empty.")],
+    sessions: Annotated[list[int] | None, typer.Option(help="Measure at so many sessions; repeat it.", min=1)] = None,
+    state_bytes: Annotated[int, typer.Option(help="Size of a state; by default the bundled one.", min=1)] = 61_700,
+    threads: Annotated[int, typer.Option(help="So many commit at once.", min=1)] = 32,
+    seconds: Annotated[float, typer.Option(help="How long they do.", min=0.1)] = 10.0,
+    repeats: Annotated[int, typer.Option(help="How often each operation is timed alone.", min=1)] = 200,
+) -> None:
+    """Fill a PostgreSQL with sessions, and measure what the store's operations take."""
+    from deltamem_agents.bench.store import run_store
+
+    sizes = sorted(sessions or [1000])
+    for line in run_store(url, sizes, state_bytes=state_bytes, threads=threads, seconds=seconds, repeats=repeats):
+        typer.echo(line)

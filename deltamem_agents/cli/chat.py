@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
 from deltamem_agents.cli.console import count, note, show_error
 from deltamem_agents.cli.loading import BUNDLED, load_engine
 from deltamem_agents.cli.options import (
@@ -104,8 +105,8 @@ class Conversation:
                     self._forget()
                 elif re.match(r"/\w*(\s|$)", text):
                     raise MessageError(
-                        f"{text.split()[0]} is no command, and was not said: expected {', '.join(COMMANDS)}; begin with "
-                        "// to say something that begins with /"
+                        f"{text.split()[0]} is no command, and was not said: expected {', '.join(COMMANDS)}; begin "
+                        "with // to say something that begins with /"
                     )
                 elif text:
                     self._reply(text[1:] if text.startswith("//") else text)

@@ -10,6 +10,7 @@ from deltamem_agents.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
+    from deltamem_agents.store import StateStore
 
 BUNDLED = "bundled"
 
@@ -18,8 +19,9 @@ def load_engine(
     model: str,
     *,
     adapter: str | None,
-    store: str | None,
+    store: "StateStore | str | None",
     recent_messages: int = 8,
+    max_batch: int = 16,
     device: str | None = None,
     dtype: str = "auto",
     model_kwargs: str = "{}",
@@ -31,6 +33,7 @@ def load_engine(
         adapter: a folder or hub id; the folder of a training run stands for the adapter in it.
         store: where sessions live.
         recent_messages: how many recent messages are also in the prompt.
+        max_batch: how many turns decode together, at most.
         device: where to put the model.
         dtype: of its weights.
         model_kwargs: more of what transformers takes, as a JSON object.
@@ -57,6 +60,7 @@ def load_engine(
             adapter=adapter,
             store=store,
             recent_messages=recent_messages,
+            max_batch=max_batch,
             device=device,
             dtype=dtype,
             model_kwargs=more,

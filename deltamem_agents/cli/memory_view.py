@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STEPS = "▁▂▃▄▅▆▇█"
 SHADES = ("", "on grey19", "on dark_green", "black on green3", "black on bright_yellow")
 STRONGEST = 12
+OPEN = 0.1  # reads that open less are not underlined
 DRIFT = 0.01  # less is float noise and the room that a reply took
 
 
@@ -38,20 +39,22 @@ def _replaced(shares: dict[int, float]) -> Table:
 def _layers(view: "MemoryView") -> Table:
     """Norm of each layer, norms of its heads as steps of its strongest, directions in use, and the gates if known."""
     table = Table("Layer", "Norm", "", "Heads", f"Directions of {view.rank}", box=SIMPLE_HEAD)
-    gates = (view.last.write_gates, view.last.keep_gates) if view.last and view.last.write_gates else ()
-    for name in ("β", "λ")[: len(gates)]:
+    gates = (view.last.write_gates, view.last.keep_gates, view.last.read_gates) if view.last else ()
+    known = {name: gate for name, gate in zip(("β", "λ", "g"), gates, strict=False) if gate}
+    for name in known:
         table.add_column(name)
     totals = [sum(norm**2 for norm in heads) ** 0.5 for heads in view.norms]
     for layer, (heads, used) in enumerate(zip(view.norms, view.directions, strict=True)):
         steps = "".join(_step(norm, max(heads)) for norm in heads)
         bar = Bar(max(*totals, 1e-9), 0, totals[layer], width=20)
-        about = (f"{sum(used) / len(used):.1f}", *(f"{gate[layer]:.3f}" for gate in gates))
+        about = (f"{sum(used) / len(used):.1f}", *(f"{gate[layer]:.3f}" for gate in known.values()))
         table.add_row(str(layer), f"{totals[layer]:.3f}", bar, steps, *about)
     return table
 
 
 def _print_last(last: "LastTurn") -> None:
-    out.print("Written last:")
+    gated = any(message.reads for message in last.messages)
+    out.print("Written last, underlined where reads of the memory opened:" if gated else "Written last:")
     writes = [write for message in last.messages for write in message.writes or ()]
     strongest = max((write.strength for write in writes), default=0.0)
     for message in last.messages:
@@ -68,24 +71,33 @@ def _print_last(last: "LastTurn") -> None:
 def _message(message: "MessageWrites", strongest: float) -> Text:
     text = Text.assemble((message.role, "cyan"), "  ")
     if not message.written:
-        return text.append("not written", style="dim")
+        text.append("not written", style="dim")
+        if message.reads:
+            text.append(f", reads open up to {max(read.gate for read in message.reads):.2f}: ", style="dim")
+        for read in message.reads or ():
+            text.append(read.text.replace("\n", "⏎"), style="underline" if read.gate >= OPEN else "dim")
+        return text
     if message.writes is None or message.strength is None:
         return text.append("written; unknown how strongly: its text is not kept", style="dim")
     text.append(f"strength {message.strength:.3f} in {count(len(message.writes), 'write')}: ")
     for write in message.writes:
-        text.append(write.text.replace("\n", "⏎"), style=SHADES[_level(write.strength, strongest, len(SHADES))])
+        shade = SHADES[_level(write.strength, strongest, len(SHADES))]
+        opened = "underline" if (write.read_gate or 0.0) >= OPEN else ""
+        text.append(write.text.replace("\n", "⏎"), style=f"{opened} {shade}".strip())
     return text
 
 
 def _strongest(writes: "Sequence[Write]") -> Table:
     """The strongest writes, in order of appearance."""
-    table = Table("Strongest", "Strength", "", "β", "λ", box=SIMPLE_HEAD)
+    gated = [] if writes[0].read_gate is None else ["g"]
+    table = Table("Strongest", "Strength", "", "β", "λ", *gated, box=SIMPLE_HEAD)
     table.columns[0].overflow = "fold"
     ranked = sorted(range(len(writes)), key=lambda n: -writes[n].strength)[:STRONGEST]
     for number in sorted(ranked):
         write = writes[number]
         bar = Bar(writes[ranked[0]].strength or 1.0, 0, write.strength, width=30)
-        gates = (f"{write.write_gate:.3f}", f"{write.keep_gate:.3f}")
+        found = (write.write_gate, write.keep_gate, *([] if write.read_gate is None else [write.read_gate]))
+        gates = (f"{gate:.3f}" for gate in found)
         table.add_row(Text(write.text.replace("\n", "⏎")), f"{write.strength:.3f}", bar, *gates)
     return table
 

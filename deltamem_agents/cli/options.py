@@ -16,7 +16,7 @@ DtypeOption = Annotated[str, typer.Option("--dtype", help='Of the model\'s weigh
 ModelKwargsOption = Annotated[
     str,
     typer.Option(
-        "--model-kwargs", help='More for transformers\' from_pretrained, as JSON: {"revision": "v2", "device_map": "auto"}.'
+        "--model-kwargs", help='More for transformers\' from_pretrained, as JSON: {"revision": "v2"}.'
     ),
 ]
 StoreOption = Annotated[

@@ -31,7 +31,7 @@ def print_log(log: "Sequence[Snapshot]", *, line: "Sequence[Snapshot]", texts: b
         mark = "head" if snapshot.id == head else "" if snapshot.id in on_line else "left"
         out.print(_commit(snapshot, mark, width), soft_wrap=True)
         if texts and snapshot.entries:
-            out.print(Padding(_messages(snapshot.entries), (0, 0, 0, INDENT)))
+            out.print(Padding(_messages(snapshot), (0, 0, 0, INDENT)))
 
 
 def _commit(snapshot: "Snapshot", mark: str, thread_width: int) -> Text:
@@ -45,11 +45,12 @@ def _commit(snapshot: "Snapshot", mark: str, thread_width: int) -> Text:
     return text
 
 
-def _messages(entries: "Sequence[Entry]") -> Table:
-    grid = Table.grid("", "", "", padding=(0, 2, 0, 0))
-    grid.columns[2].overflow = "fold"
-    for entry in entries:
-        grid.add_row(Text(entry.role, style="cyan"), "written" if entry.written else "–", _text(entry))
+def _messages(snapshot: "Snapshot") -> Table:
+    grid = Table.grid("", "", "", "", padding=(0, 2, 0, 0))
+    grid.columns[3].overflow = "fold"
+    for place, entry in enumerate(snapshot.entries):
+        handle = Text(f"{short(snapshot.id)}/{place}", style="yellow")
+        grid.add_row(handle, Text(entry.role, style="cyan"), "written" if entry.written else "–", _text(entry))
     return grid
 
 

@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +18,7 @@ from deltamem_agents.cli.console import count, note, out
 from deltamem_agents.cli.loading import BUNDLED, load_engine
 from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
 from deltamem_agents.cli.stored import find_session, find_snapshot, length, local, open_existing, short
-from deltamem_agents.errors import StoreError
+from deltamem_agents.errors import SessionNotFoundError, StoreError
 
 app = typer.Typer(no_args_is_help=True, help="List, show, fork, roll back, move and forget sessions.")
 
@@ -159,7 +161,7 @@ def rollback(
     """Take turns back; `--to` also goes forward again, until the line that was left is pruned."""
     if (to is None) == (turns is None):
         raise typer.BadParameter("give either --to SNAPSHOT or --turns N")
-    from deltamem_agents.engine.session import rolled_back
+    from deltamem_agents.engine.going_back import rolled_back
 
     with open_existing(store) as opened:
         info = find_session(opened, name)
@@ -171,8 +173,7 @@ def rollback(
         now = find_session(opened, name)
     note(f"{name}: {length(now)}.")
     if info.head is not None and info.head != now.head:
-        where = "" if store is None else f" --store {shlex.quote(store)}"
-        note(f"`deltamem sessions rollback {shlex.quote(name)} --to {short(info.head)}{where}` undoes this.")
+        _tell_undoing(name, info.head, store)
 
 
 @app.command()
@@ -183,8 +184,66 @@ def forget(name: NameArgument, store: StoreOption = None, yes: YesOption = False
         if info is not None and not yes:
             question = f"Delete session {name!r} ({length(info)}) for good?"
             typer.confirm(question, abort=True, err=True)
-        opened.forget(name)
+        try:
+            opened.forget(name)  # a second time it ends what a reader was in the way of
+        except SessionNotFoundError:
+            find_session(opened, name)  # which says so in the words of the command line
+            raise
     note(f"Forgotten: {name}.")
+
+
+@app.command("forget-message")
+def forget_message(
+    name: NameArgument,
+    message: Annotated[str, typer.Argument(help="SNAPSHOT/PLACE, as `log --texts` prints it, or the message's id.")],
+    store: StoreOption = None,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also delete for good every snapshot and text that knew the message.")
+    ] = False,
+    yes: YesOption = False,
+    model: ModelOption = BUNDLED,
+    adapter: AdapterOption = None,
+) -> None:
+    """Rebuild a session's memory without one message, where texts are kept."""
+    with open_existing(store) as opened:
+        info = find_session(opened, name)
+        snapshot, slash, place = message.rpartition("/")
+        if slash and place.isdecimal():
+            message = f"{find_snapshot(opened, name, snapshot).id}/{place}"
+    if purge and not yes:
+        question = f"Delete all that session {name!r} ({length(info)}) holds of message {message!r}, for good?"
+        typer.confirm(question, abort=True, err=True)
+    with load_engine(model, adapter=adapter, store=store) as engine:
+        engine.forget_message(name, message, purge=purge)
+        now = engine.info(name)
+    note(f"{name}: {length(now)}.")
+    if info.head is not None and not purge:
+        _tell_undoing(name, info.head, store)
+
+
+@app.command()
+def remembered(
+    name: NameArgument,
+    store: StoreOption = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="What to ask; may be given several times. Default: a set of questions.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print questions and answers as JSON.")] = False,
+    model: ModelOption = BUNDLED,
+    adapter: AdapterOption = None,
+) -> None:
+    """Ask a session's memory what it remembers; nothing of that is kept."""
+    with open_existing(store) as opened:
+        find_session(opened, name)
+    with load_engine(model, adapter=adapter, store=store) as engine:
+        session = engine.session(name)
+        answers = session.remembered(question) if question else session.remembered()
+    if as_json:
+        typer.echo(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False))
+        return
+    for answer in answers:
+        out.print(Text(answer.question, style="cyan"))
+        out.print(Padding(Text(answer.answer), (0, 0, 0, 2)))
 
 
 @app.command("export")
@@ -238,3 +297,8 @@ def rebuild(
 
 def _place(snapshot: str, turn: int) -> str:
     return f"to snapshot {short(snapshot)}, turn {turn}"
+
+
+def _tell_undoing(name: str, head: str, store: str | None) -> None:
+    where = "" if store is None else f" --store {shlex.quote(store)}"
+    note(f"`deltamem sessions rollback {shlex.quote(name)} --to {short(head)}{where}` undoes this.")

@@ -1,20 +1,24 @@
 """`deltamem train`: an adapter for any backbone, by a recipe."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deltamem_agents.cli.console import err, note
+from deltamem_agents.cli.progress import Shown, StepLine
 
-FIGURES = ("loss", "recall", "recall_swapped", "beta_facts", "beta_talk")
+if TYPE_CHECKING:
+    import torch
+
+    from deltamem_agents.train import Recipe, Record, Trainer
 
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or one that ships: default, distance, harmless, example, ablation.")
-    ],
+        str | None,
+        typer.Argument(help="A YAML file, or one that ships: default, distance, harmless, example, ablation."),
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for checkpoint, log and adapter; a run in it is resumed.")
     ] = Path("runs/adapter"),
@@ -25,47 +29,87 @@ def train(
     ] = None,
     until: Annotated[int | None, typer.Option(min=1, help="Stop when this many steps are done.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Check recipe and data, compute the memory it takes, and end.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="List all fields of a recipe, and end.")] = False,
 ) -> None:
     """Train an adapter, resuming where a stopped run left off. Start it with `accelerate launch` on several GPUs."""
+    from deltamem_agents.train.fields import reference
+    from deltamem_agents.train.recipe import Recipe
+
+    if fields:
+        typer.echo(reference(Recipe))
+        return
+    if recipe is None:
+        raise typer.BadParameter("name one: a YAML file, or one that ships, such as example", param_hint="RECIPE")
+    loaded = Recipe.load(recipe, model=model, changes=change or ())
     import torch
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from deltamem_agents.backbone.load import load_backbone
-    from deltamem_agents.train import Recipe, Record, Trainer
-    from deltamem_agents.train.machine import keep_freed_memory, training_dtype
+    from deltamem_agents.train import Trainer
+    from deltamem_agents.train.backbone import recipe_backbone
+    from deltamem_agents.train.machine import keep_freed_memory
 
     keep_freed_memory()
-    loaded = Recipe.load(recipe, model=model, changes=change or ())
     if threads is not None:
         torch.set_num_threads(threads)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     accelerator = Accelerator()
-    backbone, tokenizer = load_backbone(
-        loaded.model, device=accelerator.device, dtype=training_dtype(loaded.dtype, accelerator.device)
-    )
+    if dry_run:
+        _plan(loaded, accelerator.device)
+        return
+    backbone, tokenizer = recipe_backbone(loaded, accelerator.device)
     trainer = Trainer(loaded, backbone, tokenizer, output, accelerator=accelerator)
-    if trainer.step:
-        note(f"going on from step {trainer.step} in {output}")
-    columns = [TextColumn("stage {task.fields[stage]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    shown: Record = {}
-    with Progress(
-        *columns, TextColumn("{task.fields[figures]}"), console=err, disable=not accelerator.is_main_process
-    ) as bar:
-        task = bar.add_task("train", total=loaded.steps, stage=trainer.stage + 1, figures="")
-        bar.update(task, completed=trainer.position)
-
-        def show(record: Record) -> None:
-            shown.update({name: record[name] for name in FIGURES if name in record})
-            figures = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items())
-            bar.update(task, completed=trainer.position, stage=trainer.stage + 1, figures=figures)
-
-        try:
-            found = trainer.run(until=until, progress=show)
-        except KeyboardInterrupt:
-            note(f"stopped; the same command goes on from the last checkpoint in {output}")
-            raise typer.Exit(130) from None
     if accelerator.is_main_process:
-        for name in (n for n in found if f"{n}_swapped" in found):
-            note(f"{name}: own memory {found[name]:.1%}, another's {found[f'{name}_swapped']:.1%}")
+        for said in trainer.notes:
+            note(said)
+    try:
+        found = _run(trainer, until)
+    except KeyboardInterrupt:
+        note(f"stopped; the same command goes on from the last checkpoint in {output}")
+        raise typer.Exit(130) from None
+    if accelerator.is_main_process:
+        from deltamem_agents.train.card import scores
+
+        for name, own, other in scores(found):
+            note(f"{name}: own memory {own}, another's {other}")
         typer.echo(output / "adapter")
+
+
+def _run(trainer: "Trainer", until: int | None) -> "Record":
+    """Trains, and shows how far it is."""
+    err.quiet = not trainer.accelerator.is_main_process
+    stages = trainer.recipe.stages
+    with Shown(err) as shown:
+        trainer.prepare(lambda done, of: shown.show(f"the plain model's own replies, kept on disk: {done} of {of}"))
+        line = StepLine(stages=len(stages))
+
+        def show(record: "Record") -> None:
+            total = trainer.step + trainer.recipe.steps - trainer.position
+            shown.show(line.after(record, total=total if until is None else min(total, until)), keep="recall" in record)
+
+        return trainer.run(until=until, progress=show)
+
+
+def _plan(recipe: "Recipe", device: "torch.device") -> None:
+    """Says what a run would do, and the memory it would take."""
+    from deltamem_agents.backbone.template import ChatTemplate
+    from deltamem_agents.train.backbone import check_template, recipe_shapes
+    from deltamem_agents.train.data import TrainingData
+    from deltamem_agents.train.facts import Values, training_vocabulary
+    from deltamem_agents.train.footprint import footprint
+    from deltamem_agents.train.machine import training_dtype
+
+    config, tokenizer = recipe_shapes(recipe)
+    template, data = ChatTemplate(tokenizer), TrainingData.load(recipe.data, Values(training_vocabulary(tokenizer)))
+    check_template(recipe, template, data)
+    for number, stage in enumerate(recipe.stages):
+        typer.echo(f"stage {number + 1}: {stage.steps} steps of {recipe.rows * recipe.accumulate} answers")
+    for found in data.found:
+        typer.echo(found)
+    dtype = training_dtype(recipe.dtype, device)
+    needs = footprint(recipe, config, dtype, template, data)
+    type_name = str(dtype).removeprefix("torch.")
+    typer.echo(f"memory, computed for {type_name}, not measured (a GPU's driver takes 1 GB more):")
+    for name, size in needs.rows(checkpointing=recipe.gradient_checkpointing).items():
+        typer.echo(f"  {name:<46} {size / 1e9:8.2f} GB")

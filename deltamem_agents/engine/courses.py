@@ -73,7 +73,9 @@ class Navigator:
         later, here = self._later(head, known)
         if here and known.ends_turn and all(turn.thread != request.thread for turn in later):
             return Course(head, (), tail)
-        asks_again = not tail and known.entry.role != "assistant"
+        if not tail and known.entry.role == "assistant":  # the assistant is to go on: that undoes nothing
+            return Course(head, (), (), until=_until(known, request) if here else None)
+        asks_again = not tail
         if named is None and not asks_again:
             return Course(head, (), tail)  # digests alone undo nothing but a reply
         if any(self._overlaps(turn, request) for turn in later):

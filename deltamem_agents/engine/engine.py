@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, TypeVar, cast
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,34 +13,41 @@ from deltamem_agents.adapter.default import default_adapter_path
 from deltamem_agents.backbone.load import BUNDLED, context_length, end_tokens, load_backbone, tokenizer_fingerprint
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.backbone.tools import ToolLike, ToolUse
+from deltamem_agents.engine.forgetting import forget_message
+from deltamem_agents.engine.going_back import rolled_back
 from deltamem_agents.engine.inspection import MemoryView, inspect_session
+from deltamem_agents.engine.interface import QUESTIONS
+from deltamem_agents.engine.options import EngineOptions, ReplyOptions, TurnOptions
 from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Planner
 from deltamem_agents.engine.prompts import PromptWriter
 from deltamem_agents.engine.rebuilding import rebuild_session
 from deltamem_agents.engine.records import (
-    MAIN_THREAD,
-    MEMORY_MODES,
     TRANSCRIPTS,
-    MemoryMode,
+    EngineFigures,
+    Recollection,
     Request,
     Transcript,
     Turn,
     check_session_name,
 )
+from deltamem_agents.engine.remembering import ask_memory
+from deltamem_agents.engine.requests import check_count, check_pairs, parse_request
 from deltamem_agents.engine.service import TurnService
-from deltamem_agents.engine.session import Session
+from deltamem_agents.engine.session import Engine
 from deltamem_agents.engine.turns import TurnRunner
 from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundError
-from deltamem_agents.generation import GenerationOptions
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.state import MemoryState
-from deltamem_agents.store import SessionInfo, StateStore, import_session, open_store
+from deltamem_agents.store import SessionInfo, Snapshot, StateStore, export_session, import_session, open_store
+
+if TYPE_CHECKING:
+    from deltamem_agents.engine.remote import RemoteEngine
 
 T = TypeVar("T")
 
 
-class DeltaMemEngine:
+class DeltaMemEngine(Engine):
     """Gives a frozen model persistent memory: name a session, and what was said in it is remembered.
 
     All model work runs on one thread of the engine's own; every method may be called from any thread or event loop.
@@ -81,15 +88,16 @@ class DeltaMemEngine:
         if transcript not in TRANSCRIPTS:
             raise ConfigError(f"transcript is {transcript!r}, expected one of {', '.join(TRANSCRIPTS)}")
         if max_prompt_tokens is not None:
-            _check_count("max_prompt_tokens", max_prompt_tokens, at_least=1)
-        _check_count("recent_messages", recent_messages, at_least=0)
-        _check_count("cache_bytes", cache_bytes, at_least=0)
-        _check_count("max_batch", max_batch, at_least=1)
+            check_count("max_prompt_tokens", max_prompt_tokens, at_least=1)
+        check_count("recent_messages", recent_messages, at_least=0)
+        check_count("cache_bytes", cache_bytes, at_least=0)
+        check_count("max_batch", max_batch, at_least=1)
         if keep_snapshots is not None:
-            _check_count("keep_snapshots", keep_snapshots, at_least=1)
+            check_count("keep_snapshots", keep_snapshots, at_least=1)
         self.model, self.tokenizer = model, tokenizer
         self.recent_messages = recent_messages
         backbone = model.backbone
+        self.model_name = backbone.name_or_path or type(backbone).__name__
         self.context = context_length(backbone)
         self.fingerprint = (
             f"{backbone_fingerprint(backbone)}+{tokenizer_fingerprint(tokenizer)}+{model.adapter.fingerprint()}"
@@ -101,6 +109,7 @@ class DeltaMemEngine:
         self.store = open_store(store)
         runner = self._runner_on(self.store, cache_bytes=cache_bytes)
         self._service = TurnService(runner, max_batch=max_batch)
+        self._closed = False
 
     @classmethod
     def from_pretrained(
@@ -108,32 +117,20 @@ class DeltaMemEngine:
         model: str | Path,
         *,
         adapter: DeltaMemAdapter | str | Path | None = None,
-        store: StateStore | str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         model_kwargs: dict[str, object] | None = None,
-        recent_messages: int = 8,
-        max_prompt_tokens: int | None = None,
-        transcript: Transcript = "window",
-        keep_snapshots: int | None = 64,
-        cache_bytes: int = 2**30,
-        max_batch: int = 16,
+        **options: Unpack[EngineOptions],
     ) -> Self:
-        """Loads a model and its adapter; the other arguments are those of the class.
+        """Loads a model and its adapter.
 
         Args:
             model: "bundled", a folder, or a hub id of a causal LM.
             adapter: an adapter, its folder or hub id; None takes the default one, which exists for the bundled model.
-            store: where sessions live.
             device: where to put the model; None: on a GPU if there is one.
             dtype: of the backbone's weights. States are float32 always.
             model_kwargs: anything else transformers' `from_pretrained` takes.
-            recent_messages: how many recent messages are also in the prompt.
-            max_prompt_tokens: limit on a prompt.
-            transcript: which messages' texts the store keeps.
-            keep_snapshots: how many turns one can go back.
-            cache_bytes: budget for KV caches of sessions between turns.
-            max_batch: how many turns decode together at most.
+            **options: those of the class, such as `store` and `recent_messages`.
 
         Raises:
             BackboneError: the model cannot be found or loaded.
@@ -144,171 +141,74 @@ class DeltaMemEngine:
         if not isinstance(adapter, DeltaMemAdapter):
             adapter = DeltaMemAdapter.from_pretrained(adapter)
         backbone, tokenizer = load_backbone(model, device=device, dtype=dtype, model_kwargs=model_kwargs)
-        return cls(
-            DeltaMemModel(backbone, adapter),
-            tokenizer,
-            store=store,
-            recent_messages=recent_messages,
-            max_prompt_tokens=max_prompt_tokens,
-            transcript=transcript,
-            keep_snapshots=keep_snapshots,
-            cache_bytes=cache_bytes,
-            max_batch=max_batch,
-        )
+        return cls(DeltaMemModel(backbone, adapter), tokenizer, **options)
 
     @classmethod
     def bundled(
         cls,
         *,
-        store: StateStore | str | Path | None = None,
-        recent_messages: int = 8,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         model_kwargs: dict[str, object] | None = None,
+        **options: Unpack[EngineOptions],
     ) -> Self:
         """The bundled model with its default adapter. The first call fetches the model, about 93 MB."""
-        return cls.from_pretrained(
-            BUNDLED,
-            store=store,
-            recent_messages=recent_messages,
-            device=device,
-            dtype=dtype,
-            model_kwargs=model_kwargs,
-        )
+        return cls.from_pretrained(BUNDLED, device=device, dtype=dtype, model_kwargs=model_kwargs, **options)
+
+    @staticmethod
+    def connect(url: str, *, api_key: str | None = None, timeout: float = 600.0) -> "RemoteEngine":
+        """An engine behind a server that `deltamem serve` runs: the same methods, and the same errors.
+
+        Args:
+            url: where the server is, such as "http://127.0.0.1:8080".
+            api_key: what it asks for, if it does.
+            timeout: how many seconds an answer may take.
+
+        Raises:
+            StoreError: it cannot be reached.
+            ConfigError: no URL, or a key that it doesn't know.
+        """
+        from deltamem_agents.engine.remote import RemoteEngine
+
+        return RemoteEngine(url, api_key=api_key, timeout=timeout)
 
     # --- turns
 
-    def generate(
-        self,
-        messages: Sequence[MessageLike],
-        *,
-        session: str | None = None,
-        thread: str | None = None,
-        memory: MemoryMode = "read_write",
-        recent_messages: int | None = None,
-        **options: object,
-    ) -> Turn:
-        """Replies to messages, reading and writing the session's memory.
+    def generate(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
+        """Replies to messages; see `EngineCalls.generate`."""
+        return self._service.run(self._request(messages, options))
 
-        Args:
-            messages: the whole history, a trimmed one, or only what is new; the engine finds out what is new.
-            session: whose memory; None: the frozen model without memory.
-            thread: a label for this line of conversation, where one session has several at a time; by default "main".
-            memory: "read_write", "read" (nothing is kept) or "off" (the frozen model).
-            recent_messages: overrides the engine's, for this call.
-            **options: `max_new_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`, `stop`;
-                `response_format`, which the reply is held to; `tools`, with `tool_choice` ("auto", "none", "required"
-                or a name) and `parallel_tool_calls`: calls come as `Turn.reply.tool_calls`.
-
-        Raises:
-            MessageError: messages that are empty, malformed, too long, or leave nothing to reply to.
-            SessionError: a bad session or thread name.
-            ConfigError: another option has an impossible value, or a tool is described badly.
-            FingerprintError: the session was written under another backbone or adapter.
-            GenerationError: unknown or bad generation options, the call was cancelled, or the model failed.
-            StoreError: the store cannot be read or written; then nothing was kept.
-        """
-        request = self._request(messages, session, thread, memory, recent_messages, options)
-        return self._service.run(request)
-
-    async def agenerate(
-        self,
-        messages: Sequence[MessageLike],
-        *,
-        session: str | None = None,
-        thread: str | None = None,
-        memory: MemoryMode = "read_write",
-        recent_messages: int | None = None,
-        **options: object,
-    ) -> Turn:
+    async def agenerate(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
         """`generate` for an event loop. Cancelling the task leaves the session as it was."""
-        request = self._request(messages, session, thread, memory, recent_messages, options)
-        return await self._service.arun(request)
+        return await self._service.arun(self._request(messages, options))
 
-    def stream(
-        self,
-        messages: Sequence[MessageLike],
-        *,
-        session: str | None = None,
-        thread: str | None = None,
-        memory: MemoryMode = "read_write",
-        recent_messages: int | None = None,
-        **options: object,
-    ) -> Iterator[str | Turn]:
-        """Yields the reply's text as it comes, then the `Turn`.
+    def stream(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Iterator[str | Turn]:
+        """Yields the reply's text as it comes, then the `Turn`; see `EngineCalls.stream`."""
+        return self._service.stream(self._request(messages, options))
 
-        The turn is committed when the reader asks for the `Turn`: leaving before that leaves the session as it was,
-        even if the reply is complete by then.
-        """
-        return self._service.stream(self._request(messages, session, thread, memory, recent_messages, options))
-
-    def astream(
-        self,
-        messages: Sequence[MessageLike],
-        *,
-        session: str | None = None,
-        thread: str | None = None,
-        memory: MemoryMode = "read_write",
-        recent_messages: int | None = None,
-        **options: object,
-    ) -> AsyncIterator[str | Turn]:
-        """`stream` for an event loop. To leave early, use `contextlib.aclosing`: Python alone closes it late."""
-        return self._service.astream(self._request(messages, session, thread, memory, recent_messages, options))
-
-    def count_tokens(self, messages: Sequence[MessageLike], *, tools: Sequence[ToolLike] | None = None) -> int:
-        """The tokens of a prompt that shows these messages and tools, the opening of the reply included.
-
-        It is what a call without a session feeds, `Turn.usage.prompt_tokens`; in a session the window decides.
-
-        Raises:
-            MessageError: messages that are empty, malformed, or refused by the chat template.
-            ConfigError: a tool is described badly.
-        """
-        shown, use = as_messages(messages), ToolUse.parse(tools)
-        return len(self._writer.render(shown, (), write=False, tools=use.shown, opened=True).ids)
+    def astream(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> AsyncIterator[str | Turn]:
+        """`stream` for an event loop; see `EngineCalls.astream`."""
+        return self._service.astream(self._request(messages, options))
 
     def batch(
         self,
         conversations: Sequence[Sequence[MessageLike]],
         *,
         sessions: Sequence[str | None],
-        memory: MemoryMode = "read_write",
-        recent_messages: int | None = None,
-        **options: object,
+        thread: str | None = None,
+        **options: Unpack[ReplyOptions],
     ) -> list[Turn]:
-        """Replies to many sessions, decoded together: each gets what it would get alone.
-
-        Turns of one session follow each other.
-
-        If one fails, the error is raised; turns that were complete before it are kept.
-
-        Raises:
-            SessionError: as many sessions as conversations are needed.
-        """
-        if len(conversations) != len(sessions):
-            found = f"{len(conversations)} conversations for {len(sessions)} sessions"
-            raise SessionError(f"{found}: give one session each")
-        requests = [
-            self._request(messages, session, None, memory, recent_messages, options)
-            for messages, session in zip(conversations, sessions, strict=True)
-        ]
-        return self._service.batch(requests)
+        """Replies to many sessions, decoded together; see `EngineCalls.batch`."""
+        check_pairs(conversations, sessions)
+        pairs = zip(conversations, sessions, strict=True)
+        return self._service.batch(
+            [self._request(messages, {**options, "session": name, "thread": thread}) for messages, name in pairs]
+        )
 
     def absorb(
         self, messages: Sequence[MessageLike], *, session: str, thread: str | None = None, key: str | None = None
     ) -> str:
-        """Writes messages into a session's memory without a reply. They are always taken as new.
-
-        Args:
-            messages: what to take in. Those of roles outside the adapter's `absorb_roles` (the bundled adapter's are
-                users) are read past, as in `generate`: they are kept in the session and write nothing.
-            session: whose memory.
-            thread: a label for this line of conversation, where one session has several at a time; by default "main".
-            key: makes a retry harmless: what was absorbed under this key before is not absorbed again.
-
-        Returns:
-            The id of the snapshot that holds them.
-        """
+        """Writes messages without a reply; see `EngineCalls.absorb`."""
         return self._service.absorb(self._absorption(messages, session, thread, key))
 
     async def aabsorb(
@@ -317,67 +217,92 @@ class DeltaMemEngine:
         """`absorb` for an event loop."""
         return await self._service.aabsorb(self._absorption(messages, session, thread, key))
 
+    def count_tokens(self, messages: Sequence[MessageLike], *, tools: Sequence[ToolLike] | None = None) -> int:
+        """The tokens of a prompt; see `EngineCalls.count_tokens`."""
+        shown, use = as_messages(messages), ToolUse.parse(tools)
+        return len(self._writer.render(shown, (), write=False, tools=use.shown, opened=True).ids)
+
+    def token_ids(self, text: str) -> list[int]:
+        """A text's tokens, without markers around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
     # --- sessions
 
     def sessions(self, *, prefix: str = "") -> list[SessionInfo]:
         """The sessions in the store whose names start with `prefix`."""
         return self.store.sessions(prefix=prefix)
 
-    def state(self, session: str) -> MemoryState:
-        """A session's memory as it is now.
-
-        Raises:
-            SessionNotFoundError: there is no such session.
-            FingerprintError: it was written under another backbone or adapter.
-        """
+    def info(self, session: str) -> SessionInfo:
+        """Head, times and sizes; see `EngineCalls.info`."""
         info = self.store.session(check_session_name(session))
-        if info is None or info.head is None:
+        if info is None:
             raise SessionNotFoundError(f"there is no session {session!r} in this store: see sessions()")
-        return MemoryState.from_bytes(self.store.snapshot(info.head).state, fingerprint=self.fingerprint)
+        return info
 
-    def session(self, name: str, *, thread: str | None = None) -> Session:
-        """A session as an object: its turns, log, forks, rollback, export. It need not exist yet."""
-        return Session(self, name, thread=thread)
+    def log(self, session: str) -> list[Snapshot]:
+        """All commits of a session; see `EngineCalls.log`."""
+        return self.store.log(session)
+
+    def state(self, session: str) -> MemoryState:
+        """A session's memory as it is now; see `EngineCalls.state`."""
+        head = self.info(session).head
+        if head is None:
+            raise SessionNotFoundError(f"session {session!r} is empty: it has no memory yet")
+        return MemoryState.from_bytes(self.store.snapshot(head).state, fingerprint=self.fingerprint)
+
+    def fork(self, session: str, new_name: str, *, at: str | None = None) -> None:
+        """Begins another session at a commit of this one's line; see `EngineCalls.fork`."""
+        check_session_name(new_name)
+        self.on_session(session, lambda: self.store.fork(session, new_name, at=at))
+
+    def rollback(self, session: str, to: str | None = None, *, turns: int | None = None) -> str | None:
+        """Goes to one of a session's commits; see `EngineCalls.rollback`."""
+        return self.on_session(session, lambda: rolled_back(self.store, session, to, turns=turns))
 
     def forget(self, session: str) -> None:
-        """Deletes a session for good: its memory, its log and its texts.
-
-        Raises:
-            SessionNotFoundError: there is no such session.
-        """
+        """Deletes a session for good; see `EngineCalls.forget`."""
         self._service.forget(check_session_name(session))
 
-    def import_session(self, path: str | Path, *, name: str | None = None) -> Session:
-        """Takes in what `Session.export` wrote, under its own name or another.
+    def forget_message(self, session: str, message: str, *, purge: bool = False) -> str | None:
+        """Rebuilds a session without one message; see `EngineCalls.forget_message`."""
 
-        Raises:
-            StoreError: the file is damaged, was tampered with, or is none of ours.
-            SessionError: a session of this name exists.
-        """
-        return Session(self, import_session(self.store, path, name=name))
+        def work() -> str | None:
+            try:
+                return forget_message(
+                    self.store,
+                    session,
+                    message,
+                    purge=purge,
+                    recent_messages=self.recent_messages,
+                    runner_on=self._runner_on,
+                )
+            finally:
+                self._service.drop_warm(session)
+
+        return self.on_session(session, work)
+
+    def remembered(self, session: str, questions: Sequence[str] = QUESTIONS) -> list[Recollection]:
+        """What a session answers out of its memory alone; see `EngineCalls.remembered`."""
+        return ask_memory(self, session, questions)
+
+    def export_session(self, session: str, path: str | Path, *, named: str | None = None) -> int:
+        """Writes a session's line to one file, under another name if one is given; see `EngineCalls.export_session`."""
+        return self.on_session(session, lambda: export_session(self.store, session, path, named=named))
+
+    def take_in(self, path: str | Path, *, name: str | None = None) -> str:
+        """Takes in what `export_session` wrote; see `EngineCalls.take_in`."""
+        return import_session(self.store, path, name=None if name is None else check_session_name(name))
 
     def rebuild(self, session: str) -> int:
-        """Makes a session's memory anew from its texts, under this engine's adapter; gives the number of turns.
-
-        Raises:
-            SessionNotFoundError: there is no such session.
-            SessionError: texts are missing: only `transcript="full"` keeps them all.
-        """
+        """Makes a session's memory anew from its texts; see `EngineCalls.rebuild`."""
 
         def work() -> int:
-            return rebuild_session(
-                self.store, session, recent_messages=self.recent_messages, runner_on=self._runner_on
-            )
+            return rebuild_session(self.store, session, recent_messages=self.recent_messages, runner_on=self._runner_on)
 
         return self.on_session(session, work)
 
     def inspect(self, session: str, *, writes: bool = True) -> MemoryView:
-        """Makes a session's memory readable; see `Session.inspect`.
-
-        Raises:
-            SessionNotFoundError: there is no such session.
-            FingerprintError: it was written under another backbone or adapter.
-        """
+        """Makes a memory readable; see `EngineCalls.inspect`."""
 
         def work() -> MemoryView:
             return inspect_session(
@@ -392,22 +317,25 @@ class DeltaMemEngine:
 
         return self.on_session(session, work)
 
+    @property
+    def figures(self) -> EngineFigures:
+        """What the engine is doing, and has counted."""
+        return self._service.figures
+
     def on_session(self, session: str, work: Callable[[], T]) -> T:
         """Does something to a session between two of its turns, on the model's thread."""
         return self._service.call(work, sessions=[check_session_name(session)])
 
     def close(self) -> None:
         """Finishes queued work and closes the store. The engine cannot be used afterwards."""
+        self._closed = True
         self._service.close()
         self.store.close()
 
-    def __enter__(self) -> Self:
-        """Returns the engine, for `with`."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the engine."""
-        self.close()
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
 
     # --- inside
 
@@ -440,44 +368,8 @@ class DeltaMemEngine:
         check_session_name(session)
         if key is not None and not key:
             raise SessionError("the key of an absorption is empty: give a text that names it, or None")
-        request = self._request(messages, session, thread, "read_write", None, {"max_new_tokens": 1})
+        request = self._request(messages, {"session": session, "thread": thread, "max_new_tokens": 1})
         return replace(request, key=key)
 
-    def _request(
-        self,
-        messages: Sequence[MessageLike],
-        session: str | None,
-        thread: str | None,
-        memory: MemoryMode,
-        recent_messages: int | None,
-        options: dict[str, object],
-    ) -> Request:
-        if memory not in MEMORY_MODES:
-            raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
-        if session is not None:
-            check_session_name(session)
-        if thread is not None:
-            check_session_name(thread, kind="thread")
-        if recent_messages is not None:
-            _check_count("recent_messages", recent_messages, at_least=0)
-        options = dict(options)
-        use = ToolUse.parse(
-            cast("Sequence[ToolLike] | None", options.pop("tools", None)),
-            options.pop("tool_choice", None),
-            parallel=options.pop("parallel_tool_calls", None) is not False,
-        )
-        return Request(
-            messages=tuple(as_messages(messages)),
-            session=session,
-            thread=thread or MAIN_THREAD,
-            memory=memory,
-            recent_messages=self.recent_messages if recent_messages is None else recent_messages,
-            options=GenerationOptions.parse(options),
-            use=use,
-            order=self._calls.next(),
-        )
-
-
-def _check_count(name: str, value: object, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ConfigError(f"{name} is {value!r}, expected a whole number, {at_least} or more")
+    def _request(self, messages: Sequence[MessageLike], options: TurnOptions) -> Request:
+        return parse_request(messages, options, recent_messages=self.recent_messages, order=self._calls.next())

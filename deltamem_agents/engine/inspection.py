@@ -51,7 +51,8 @@ class MemoryView:
             lines.append(f"layer {layer}: {heads}")
         for message in self.last.messages if self.last else ():
             strength = "text not kept" if message.strength is None else f"strength {message.strength:.3f}"
-            lines.append(f"{message.role}: {strength if message.written else 'not written'}")
+            opened = f", reads open up to {max(read.gate for read in message.reads):.2f}" if message.reads else ""
+            lines.append(f"{message.role}: {strength if message.written else 'not written'}{opened}")
         return "\n".join(lines)
 
 

@@ -12,7 +12,6 @@ from deltamem_agents.errors import (
     ConfigError,
     ContextOverflowError,
     FingerprintError,
-    MessageError,
     SessionNotFoundError,
     StoreError,
 )
@@ -240,9 +239,9 @@ class Planner:
         room = self.context - request.options.max_new_tokens - REPLY_MARKERS
         if room < 1:
             raise ConfigError(
-                f"max_new_tokens is {request.options.max_new_tokens}, and the model's context is {self.context} tokens: "
-                f"expected at most {self.context - REPLY_MARKERS - 1}, less what the prompt takes; ask for a shorter "
-                "reply"
+                f"max_new_tokens is {request.options.max_new_tokens}, and the model's context is {self.context} "
+                f"tokens: expected at most {self.context - REPLY_MARKERS - 1}, less what the prompt takes; ask for a "
+                "shorter reply"
             )
         return min(self.max_prompt_tokens or room, room)
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltamem_agents.backbone.spans import sentence_spans
 from deltamem_agents.backbone.template import ChatTemplate
@@ -51,7 +51,7 @@ class PromptWriter:
         pieces, lengths = [], [0] * len(messages)
         for segment in self.template.render(messages, tools, opened=opened):
             on = write and segment.message is not None and segment.message >= len(shown)
-            on = on and messages[segment.message or 0].role in self._roles
+            on = on and self.writes(messages[segment.message or 0])
             pieces.append(Piece(segment.ids, on, self._spans(segment.ids) if on and self.config.spans else None))
             if segment.message is not None:
                 lengths[segment.message] += len(segment.ids)
@@ -65,8 +65,8 @@ class PromptWriter:
         return "assistant" in self._roles and not self.config.spans
 
     def writes(self, message: Message) -> bool:
-        """Whether a spoken message of this role goes into the memory."""
-        return message.role in self._roles
+        """Whether a spoken message goes into the memory."""
+        return message.absorb and message.role in self._roles
 
     @property
     def _roles(self) -> Collection[str]:
@@ -87,6 +87,20 @@ def remainder(pieces: Sequence[Piece], fed: int) -> list[Piece]:
         if skip < len(piece.ids):
             rest.append(Piece(piece.ids[skip:], piece.write, piece.spans[skip:] if piece.spans else None))
     return rest
+
+
+def divided(pieces: Sequence[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
+    """Pieces of at least the first so many tokens, and what is left: cut where they can be, spans are not."""
+    first: list[Piece] = []
+    for number, piece in enumerate(pieces):
+        if tokens <= 0:
+            return first, list(pieces[number:])
+        if piece.spans is None and len(piece.ids) > tokens:
+            rest = replace(piece, ids=piece.ids[tokens:])
+            return [*first, replace(piece, ids=piece.ids[:tokens])], [rest, *pieces[number + 1 :]]
+        first.append(piece)
+        tokens -= len(piece.ids)
+    return first, []
 
 
 def in_groups(lengths: Sequence[int], room: int) -> list[int]:

@@ -1,6 +1,6 @@
 """A session's memory, made anew from its texts: for another adapter, or another backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from deltamem_agents.engine.records import Request
@@ -43,14 +43,25 @@ def rebuild_session(
             'keep them next time with transcript="full"'
         )
     scratch = MemoryStore()
-    runner = runner_on(scratch)
-    for turn in line:
-        runner.absorb(_request(name, turn, recent_messages))
-    head = scratch.session(name)
-    if head is not None and head.head is not None:
-        rebuilt = [scratch.snapshot(turn.id) for turn in scratch.line(head.head)]
-        store.add_line(name, [_as(new, old) for new, old in zip(rebuilt, line, strict=True)], expected=info.head)
+    if rebuilt := replay(scratch, runner_on(scratch), name, line, recent_messages=recent_messages):
+        store.add_line(name, rebuilt, expected=info.head)
     return len(line)
+
+
+def replay(
+    store: StateStore, runner: TurnRunner, name: str, turns: Sequence[Snapshot], *, recent_messages: int
+) -> list[Snapshot]:
+    """Absorbs turns into a session again, and gives them as they are then: new ids and states, all else as it was.
+
+    Args:
+        store: where the session is.
+        runner: works on that store.
+        name: the session.
+        turns: what to absorb, with texts.
+        recent_messages: the window.
+    """
+    ids = [runner.absorb(_request(name, turn, recent_messages)) for turn in turns]
+    return [_as(store.snapshot(id), old) for id, old in zip(ids, turns, strict=True)]
 
 
 def _request(name: str, turn: Snapshot, recent_messages: int) -> Request:

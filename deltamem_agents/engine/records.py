@@ -6,7 +6,7 @@ from typing import Literal
 
 from deltamem_agents.backbone.tools import ToolUse
 from deltamem_agents.errors import SessionError
-from deltamem_agents.generation import FinishReason, GenerationOptions
+from deltamem_agents.generation import FinishReason, GenerationOptions, TokenLogprob
 from deltamem_agents.messages import Message
 
 MemoryMode = Literal["read_write", "read", "off"]
@@ -47,6 +47,29 @@ class Turn:
     snapshot: str | None
     """Id of the snapshot that was committed; None when nothing was kept."""
     session: str | None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of the reply's tokens; None where nobody asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFigures:
+    """What an engine is doing, and has counted since it was made."""
+
+    running: int
+    """Turns that decode, and other work under way."""
+    waiting: int
+    cold_replays: int
+    """Turns of known sessions that had no KV cache to go on from."""
+    conflicts: int
+    """Commits that lost a race, and were made again on the new head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recollection:
+    """What a memory answers to a question."""
+
+    question: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

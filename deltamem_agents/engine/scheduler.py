@@ -16,8 +16,11 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 CLOSED = "this engine is closed: make a new one"
 Emit = Callable[[str], None]
-Steps = Generator[Lane, None, T]
-"""Work as the model thread does it: it yields a lane to have it decoded, and returns its result."""
+Steps = Generator[Lane | int, int | None, T]
+"""Work as the model thread does it: it yields a lane to have it decoded, and returns its result. Where it has so many
+tokens to feed, it yields their number, and is sent how many of them it may feed before others go on."""
+CHUNK = 128
+"""Tokens of prompts that are fed between two steps of decoding, while others decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Scheduler:
     """Does work on a thread of its own, first come, first served for each session.
 
     Between two steps of decoding it begins what can begin: so turns join those that decode already, and leave them
-    when they are complete.
+    when they are complete. Prompts are fed in parts there, in turn, so that a long one lets the others go on.
 
     Args:
         decoder: decodes.
@@ -60,6 +63,7 @@ class Scheduler:
         self._lock = threading.Lock()
         self._waiting: list[Job[Any]] = []
         self._running: dict[int, tuple[Job[Any], Steps[Any]]] = {}  # by the id of the lane; the model thread's own
+        self._feeding: list[tuple[Job[Any], Steps[Any], int]] = []  # with how many tokens each has to feed
         self._awake = self._closed = False
         self._process = os.getpid()
 
@@ -77,6 +81,11 @@ class Scheduler:
                 self._awake = True
             self._waiting += jobs
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many jobs are under way, and how many wait."""
+        return len(self._running) + len(self._feeding), len(self._waiting)
+
     def close(self) -> None:
         """Finishes what is queued and ends the thread."""
         if os.getpid() != self._process:  # the thread is another process's
@@ -89,8 +98,8 @@ class Scheduler:
         """A fork takes no threads along: work would be waited for for ever."""
         if os.getpid() != self._process:
             raise GenerationError(
-                f"this engine was made in process {self._process}, and this is process {os.getpid()}, a fork of it that "
-                "has no thread to run the model on: make an engine in each process after the fork (with gunicorn: "
+                f"this engine was made in process {self._process}, and this is process {os.getpid()}, a fork of it "
+                "that has no thread to run the model on: make an engine in each process after the fork (with gunicorn: "
                 "without preload_app, or in post_fork), or start processes by spawn"
             )
 
@@ -100,17 +109,19 @@ class Scheduler:
             for job in jobs:
                 if job.future.set_running_or_notify_cancel():
                     self._go_on(job, job.task.begin(job.emit, job.cancelled))
+            self._feed()
             for lane, error in self._decoder.step():
-                self._go_on(*self._running.pop(id(lane)), error)
+                self._go_on(*self._running.pop(id(lane)), error=error)
 
     def _next(self) -> Sequence[Job[Any]] | None:
         """What can begin now, of what is queued at this moment; None when there is nothing left to do."""
         with self._lock:
-            if not self._waiting and not self._running:
+            if not self._waiting and not self._running and not self._feeding:
                 self._awake = False
                 return None
-            busy = {session for job, _ in self._running.values() for session in job.task.sessions}
-            room, ready, waiting = self._max_batch - len(self._running), list[Job[Any]](), list[Job[Any]]()
+            begun = [job for job, _ in self._running.values()] + [job for job, _, _ in self._feeding]
+            busy = {session for job in begun for session in job.task.sessions}
+            room, ready, waiting = self._max_batch - len(begun), list[Job[Any]](), list[Job[Any]]()
             for job in self._waiting:
                 if busy.isdisjoint(job.task.sessions) and (room or not job.task.decodes):
                     ready.append(job)
@@ -121,14 +132,30 @@ class Scheduler:
             self._waiting = waiting
             return ready
 
-    def _go_on(self, job: Job[Any], steps: Steps[Any], error: BaseException | None = None) -> None:
-        """Carries work on to its next lane or to its end."""
+    def _feed(self) -> None:
+        """Lets prompts be fed, each a part in turn: as much as there is, or `CHUNK` tokens while others decode."""
+        room = CHUNK if self._running else sum(wanted for *_, wanted in self._feeding)
+        for _ in range(len(self._feeding)):
+            if room <= 0:
+                break
+            job, steps, wanted = self._feeding.pop(0)  # it comes last again, if it has more
+            part = min(wanted, room)
+            room -= part
+            self._go_on(job, steps, part)
+
+    def _go_on(
+        self, job: Job[Any], steps: Steps[Any], part: int | None = None, *, error: BaseException | None = None
+    ) -> None:
+        """Carries work on to its next lane, to the next part of its prompt, or to its end."""
         try:
-            lane = next(steps) if error is None else steps.throw(error)
+            step = steps.send(part) if error is None else steps.throw(error)
         except StopIteration as end:
             job.future.set_result(end.value)
         except BaseException as raised:
             job.future.set_exception(raised)
         else:
-            self._running[id(lane)] = job, steps
-            self._decoder.add(lane)
+            if isinstance(step, Lane):
+                self._running[id(step)] = job, steps
+                self._decoder.add(step)
+            else:
+                self._feeding.append((job, steps, step))

@@ -5,7 +5,7 @@ from contextlib import aclosing, closing, contextmanager
 from threading import Event
 from typing import TypeVar
 
-from deltamem_agents.engine.records import Request, Turn
+from deltamem_agents.engine.records import EngineFigures, Request, Turn
 from deltamem_agents.engine.scheduler import Emit, Scheduler, Steps, Task
 from deltamem_agents.engine.turns import Decoded, TurnRunner, cancelled_error
 from deltamem_agents.engine.worker import Worker
@@ -26,6 +26,12 @@ class TurnService:
     def __init__(self, runner: TurnRunner, *, max_batch: int = 16) -> None:
         self._runner = runner
         self._worker = Worker(Scheduler(Decoder(runner.model, runner.ends), max_batch=max_batch))
+
+    @property
+    def figures(self) -> EngineFigures:
+        """How much there is to do, and what has been counted."""
+        running, waiting = self._worker.load
+        return EngineFigures(running, waiting, self._runner.cold_replays, self._runner.conflicts)
 
     def run(self, request: Request) -> Turn:
         """One turn."""
@@ -68,6 +74,10 @@ class TurnService:
 
         self.call(forget, sessions=[session])
 
+    def drop_warm(self, session: str) -> None:
+        """Lets go of a session's KV cache; on the model thread only."""
+        self._runner.drop_warm(session)
+
     def call(self, function: Callable[[], T], *, sessions: Collection[str] = ()) -> T:
         """Calls a function on the model thread, without gradients, between two steps of decoding.
 
@@ -105,7 +115,7 @@ class TurnService:
         if cancelled.is_set():
             raise cancelled_error()
         with _model_errors():
-            prepared = self._runner.prepare(request)
+            prepared = yield from self._runner.prepare(request, cancelled.is_set)
             lane = self._runner.lane(prepared, emit, cancelled.is_set)
             yield lane
             if lane.finish_reason is None or lane.finish_reason == "cancelled":

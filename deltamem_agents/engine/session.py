@@ -2,17 +2,15 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, Self, Unpack, runtime_checkable
 
 from deltamem_agents.engine.inspection import MemoryView
-from deltamem_agents.engine.records import MAIN_THREAD, Turn, check_session_name
-from deltamem_agents.errors import ConflictError, SessionError, SessionNotFoundError
+from deltamem_agents.engine.interface import QUESTIONS, EngineCalls
+from deltamem_agents.engine.options import ReplyOptions
+from deltamem_agents.engine.records import MAIN_THREAD, Recollection, Turn, check_session_name
 from deltamem_agents.messages import MessageLike
 from deltamem_agents.state import MemoryState
-from deltamem_agents.store import SessionInfo, Snapshot, StateStore, export_session
-
-if TYPE_CHECKING:
-    from deltamem_agents.engine.engine import DeltaMemEngine
+from deltamem_agents.store import SessionInfo, Snapshot
 
 
 class Session:
@@ -29,7 +27,7 @@ class Session:
         SessionError: a bad name.
     """
 
-    def __init__(self, engine: "DeltaMemEngine", name: str, *, thread: str | None = None) -> None:
+    def __init__(self, engine: EngineCalls, name: str, *, thread: str | None = None) -> None:
         self.engine, self.name = engine, check_session_name(name)
         self.thread = MAIN_THREAD if thread is None else check_session_name(thread, kind="thread")
 
@@ -39,28 +37,28 @@ class Session:
 
     # --- turns: what the engine offers, with session and thread filled in
 
-    def generate(self, messages: Sequence[MessageLike], **options: object) -> Turn:
-        """See `DeltaMemEngine.generate`."""
-        return self.engine.generate(messages, session=self.name, thread=self.thread, **options)  # type: ignore[arg-type]
+    def generate(self, messages: Sequence[MessageLike], **options: Unpack[ReplyOptions]) -> Turn:
+        """See `EngineCalls.generate`."""
+        return self.engine.generate(messages, session=self.name, thread=self.thread, **options)
 
-    async def agenerate(self, messages: Sequence[MessageLike], **options: object) -> Turn:
-        """See `DeltaMemEngine.agenerate`."""
-        return await self.engine.agenerate(messages, session=self.name, thread=self.thread, **options)  # type: ignore[arg-type]
+    async def agenerate(self, messages: Sequence[MessageLike], **options: Unpack[ReplyOptions]) -> Turn:
+        """See `EngineCalls.agenerate`."""
+        return await self.engine.agenerate(messages, session=self.name, thread=self.thread, **options)
 
-    def stream(self, messages: Sequence[MessageLike], **options: object) -> Iterator[str | Turn]:
-        """See `DeltaMemEngine.stream`."""
-        return self.engine.stream(messages, session=self.name, thread=self.thread, **options)  # type: ignore[arg-type]
+    def stream(self, messages: Sequence[MessageLike], **options: Unpack[ReplyOptions]) -> Iterator[str | Turn]:
+        """See `EngineCalls.stream`."""
+        return self.engine.stream(messages, session=self.name, thread=self.thread, **options)
 
-    def astream(self, messages: Sequence[MessageLike], **options: object) -> AsyncIterator[str | Turn]:
-        """See `DeltaMemEngine.astream`."""
-        return self.engine.astream(messages, session=self.name, thread=self.thread, **options)  # type: ignore[arg-type]
+    def astream(self, messages: Sequence[MessageLike], **options: Unpack[ReplyOptions]) -> AsyncIterator[str | Turn]:
+        """See `EngineCalls.astream`."""
+        return self.engine.astream(messages, session=self.name, thread=self.thread, **options)
 
     def absorb(self, messages: Sequence[MessageLike], *, key: str | None = None) -> str:
-        """See `DeltaMemEngine.absorb`."""
+        """See `EngineCalls.absorb`."""
         return self.engine.absorb(messages, session=self.name, thread=self.thread, key=key)
 
     async def aabsorb(self, messages: Sequence[MessageLike], *, key: str | None = None) -> str:
-        """See `DeltaMemEngine.aabsorb`."""
+        """See `EngineCalls.aabsorb`."""
         return await self.engine.aabsorb(messages, session=self.name, thread=self.thread, key=key)
 
     # --- the line of commits
@@ -72,102 +70,67 @@ class Session:
         Raises:
             SessionNotFoundError: it has not begun, or was forgotten.
         """
-        info = self.engine.store.session(self.name)
-        if info is None:
-            raise SessionNotFoundError(f"there is no session {self.name!r} in this store: see engine.sessions()")
-        return info
+        return self.engine.info(self.name)
 
     @property
     def state(self) -> MemoryState:
-        """The memory after the last turn; see `DeltaMemEngine.state`."""
+        """The memory after the last turn; see `EngineCalls.state`."""
         return self.engine.state(self.name)
 
     def log(self) -> list[Snapshot]:
-        """All its commits, oldest first: those of its line, and of lines it has left. States are not loaded."""
-        return self.engine.store.log(self.name)
+        """See `EngineCalls.log`."""
+        return self.engine.log(self.name)
 
     def fork(self, new_name: str, *, at: str | None = None) -> "Session":
-        """Begins another session at a commit of this one's line; by default at its head. Both go on independently.
-
-        Raises:
-            SessionError: the new name is bad or taken, or `at` is not on the line.
-        """
-        check_session_name(new_name)
-        self.engine.on_session(self.name, lambda: self.engine.store.fork(self.name, new_name, at=at))
+        """Begins another session; see `EngineCalls.fork`."""
+        self.engine.fork(self.name, new_name, at=at)
         return Session(self.engine, new_name)
 
     def rollback(self, to: str | None = None, *, turns: int | None = None) -> str | None:
-        """Goes back, or forward again, to one of its commits: what came after is as if it had not been said.
-
-        The line that is left stays in the log until it is pruned.
-
-        Args:
-            to: id of a snapshot, as in the log.
-            turns: instead of `to`: so many turns back.
-
-        Returns:
-            The new head; None for the beginning.
-
-        Raises:
-            SessionError: `to` is not one of its commits, or so many turns are not kept.
-        """
-        return self.engine.on_session(self.name, lambda: rolled_back(self.engine.store, self.name, to, turns=turns))
+        """See `EngineCalls.rollback`."""
+        return self.engine.rollback(self.name, to, turns=turns)
 
     def forget(self) -> None:
-        """Deletes it for good; see `DeltaMemEngine.forget`."""
+        """Deletes it for good; see `EngineCalls.forget`."""
         self.engine.forget(self.name)
 
+    def forget_message(self, message: str, *, purge: bool = False) -> str | None:
+        """See `EngineCalls.forget_message`."""
+        return self.engine.forget_message(self.name, message, purge=purge)
+
+    def remembered(self, questions: Sequence[str] = QUESTIONS) -> list[Recollection]:
+        """See `EngineCalls.remembered`."""
+        return self.engine.remembered(self.name, questions)
+
     def export(self, path: str | Path) -> int:
-        """Writes its line to one file, with all that an import needs to go on; gives the number of commits."""
-        return self.engine.on_session(self.name, lambda: export_session(self.engine.store, self.name, path))
+        """See `EngineCalls.export_session`."""
+        return self.engine.export_session(self.name, path)
 
     def rebuild(self) -> int:
-        """See `DeltaMemEngine.rebuild`."""
+        """See `EngineCalls.rebuild`."""
         return self.engine.rebuild(self.name)
 
     def inspect(self, *, writes: bool = True) -> MemoryView:
-        """Makes the memory readable: norms, how full it is, and what the last turn wrote, token by token.
-
-        Args:
-            writes: whether to run the last turn again to see its writes.
-        """
+        """See `EngineCalls.inspect`."""
         return self.engine.inspect(self.name, writes=writes)
 
 
-def rolled_back(store: StateStore, name: str, to: str | None = None, *, turns: int | None = None) -> str | None:
-    """Moves a session's head to one of its commits, or so many turns back; gives the new head.
+@runtime_checkable
+class Engine(EngineCalls, Protocol):
+    """What runs a model with memory: `DeltaMemEngine` in this process, `RemoteEngine` behind a server."""
 
-    Raises:
-        SessionError: not exactly one of `to` and `turns`, a foreign commit, or turns that are not kept.
-        SessionNotFoundError: there is no such session.
-    """
-    info = store.session(name)
-    if info is None:
-        raise SessionNotFoundError(f"there is no session {name!r} in this store: check the name")
-    if (to is None) == (turns is None):
-        raise SessionError("rollback takes a snapshot id, or turns=…: give exactly one of them")
-    if turns is not None:
-        to = _back(store, info, turns)
-    elif to not in {turn.id for turn in store.log(name)}:
-        raise SessionError(
-            f"snapshot {to!r} is not one of session {name!r}: it is another session's, or was pruned; see its log"
-        )
-    try:
-        store.move_head(name, to, expected=info.head)
-    except ConflictError:
-        return rolled_back(store, name, to)  # somebody was faster; the commit is as much the session's as before
-    return to
+    def session(self, name: str, *, thread: str | None = None) -> Session:
+        """A session as an object: its turns, log, forks, rollback, export. It need not exist yet."""
+        return Session(self, name, thread=thread)
 
+    def import_session(self, path: str | Path, *, name: str | None = None) -> Session:
+        """Takes in what `Session.export` wrote, under its own name or another; see `EngineCalls.take_in`."""
+        return Session(self, self.take_in(path, name=name))
 
-def _back(store: StateStore, info: SessionInfo, turns: int) -> str | None:
-    line = [] if info.head is None else store.line(info.head)
-    if not 0 <= turns <= info.turns:
-        raise SessionError(f"cannot go back {turns} turns: session {info.name!r} has {info.turns}")
-    if turns < len(line):
-        return line[-1 - turns].id
-    if turns == info.turns and (not line or line[0].start == 0):
-        return None
-    raise SessionError(
-        f"cannot go back {turns} turns: of the {info.turns} of session {info.name!r} the last {len(line)} are kept, "
-        "and the state before them was pruned; keep more snapshots next time (keep_snapshots)"
-    )
+    def __enter__(self) -> Self:
+        """Returns the engine, for `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the engine."""
+        self.close()

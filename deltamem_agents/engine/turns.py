@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -13,7 +13,7 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.engine.alignment import name_of
 from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Plan, Planner
-from deltamem_agents.engine.prompts import PromptWriter, remainder
+from deltamem_agents.engine.prompts import PromptWriter, divided, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
 from deltamem_agents.errors import ConflictError, GenerationError, SessionError, StoreError
 from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar, rewound
@@ -96,24 +96,42 @@ class TurnRunner:
         self.ends = ends
         self.fingerprint, self.transcript, self.cache_bytes = fingerprint, transcript, cache_bytes
         self.keep_snapshots, self.calls = keep_snapshots, calls
+        self.cold_replays = 0  # turns of known sessions without a KV cache to go on from
+        self.conflicts = 0  # commits that somebody else was faster than
         self._warm: OrderedDict[str, _Warm] = OrderedDict()
 
-    def prepare(self, request: Request) -> Prepared:
-        """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning."""
+    def prepare(
+        self, request: Request, cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[int, int | None, Prepared]:
+        """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning.
+
+        It yields how many tokens there are to feed, and is sent how many it may feed before it yields again.
+        """
         remembers = request.remembers
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
         rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools, opened=True)
         assert rendered.opening is not None
         ids = rendered.ids
         warm = self._take_warm(request, plan, ids[:-1])  # the last token is fed in any case, for its logits
+        self.cold_replays += warm is None and plan.base is not None
         row = warm.row if warm else Row(self._start_state(plan))
         cached = len(row.ids)
-        row, logits = feed(self.model, row, remainder(rendered.pieces, cached))
+        rest = remainder(rendered.pieces, cached)
+        while rest:
+            part = yield sum(len(piece.ids) for piece in rest)
+            if cancelled():
+                raise cancelled_error()
+            first, rest = divided(rest, part or 1)
+            row, logits = feed(self.model, row, first)
         return Prepared(request, plan, row, logits, rendered.opening, len(ids), cached, warm)
 
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
         """The decoding of a prepared turn."""
         request, template = prepared.request, self.writer.template
+        options = request.options
+        if options.no_repeat_ngram_size is None:
+            usual = getattr(self.model.backbone.generation_config, "no_repeat_ngram_size", None)
+            options = options.model_copy(update={"no_repeat_ngram_size": usual})
         write = request.remembers and self.writer.writes_replies
         stream = TextStream(template.tokenizer, request.options.stop)
         grammar = reply_grammar(request.options.response_format, request.use, template.syntax)
@@ -122,7 +140,7 @@ class TurnRunner:
             prepared.gate = CallGate(template.syntax.trigger, emit)
             emit = prepared.gate.push
         return Lane(
-            prepared.row, prepared.logits, request.options, stream, write, emit, cancelled, constraint=constraint
+            prepared.row, prepared.logits, options, stream, write, emit, cancelled, constraint=constraint
         )
 
     def reply(self, prepared: Prepared, lane: Lane) -> Message:
@@ -154,7 +172,8 @@ class TurnRunner:
         elif prepared.warm is not None:
             self._give_back(prepared.warm, lane.row)
         usage = Usage(prepared.prompt_tokens, len(lane.stream.ids), prepared.cached_tokens)
-        return Turn(reply, usage, lane.finish_reason, snapshot, request.session)
+        logprobs = None if request.options.logprobs is None else tuple(lane.logprobs)
+        return Turn(reply, usage, lane.finish_reason, snapshot, request.session, logprobs)
 
     def absorb(self, request: Request) -> str:
         """Writes messages into a session without a reply; gives the id of the snapshot that holds them."""
@@ -251,6 +270,7 @@ class TurnRunner:
     def _commit_on_new_head(self, request: Request, lost: Plan, *, id: str, reply: Message | None = None) -> str:
         """After losing a race: replays what was said, reply included, on the new head, until it is in."""
         for _ in range(ATTEMPTS):
+            self.conflicts += 1
             plan = self.planner.continuation(request, lost)
             if (done := self._absorbed(request, plan)) is not None:
                 return done
@@ -301,4 +321,3 @@ class TurnRunner:
         self._warm[warm.session] = warm
         while sum(w.row.cache_bytes for w in self._warm.values()) > self.cache_bytes:
             self._warm.popitem(last=False)
-

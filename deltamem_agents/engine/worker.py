@@ -29,6 +29,11 @@ class Worker:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many tasks are under way, and how many wait."""
+        return self._scheduler.load
+
     def close(self) -> None:
         """Finishes what is queued and ends the thread."""
         self._scheduler.close()

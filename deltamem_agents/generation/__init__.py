@@ -2,6 +2,7 @@
 
 from deltamem_agents.generation.constraints import Constraint, constrain, reply_grammar
 from deltamem_agents.generation.decode import Decoder, FinishReason, Lane, Sampler, TextStream, decode
+from deltamem_agents.generation.logprobs import TokenLogprob
 from deltamem_agents.generation.options import GenerationOptions
 from deltamem_agents.generation.replies import CallGate
 from deltamem_agents.generation.rows import Batch, Piece, Row, can_batch, feed, rewound
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "Sampler",
     "TextStream",
+    "TokenLogprob",
     "can_batch",
     "constrain",
     "decode",

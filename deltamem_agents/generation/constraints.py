@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from deltamem_agents.backbone.calls import CallSyntax
-from deltamem_agents.backbone.tools import ToolUse, schema_error
+from deltamem_agents.backbone.schemas import json_expression, schema_error
+from deltamem_agents.backbone.tools import ToolUse
 from deltamem_agents.errors import ConfigError, GenerationError
-from deltamem_agents.generation.formats import ResponseFormat, json_expression
+from deltamem_agents.generation.formats import ResponseFormat
 
 MARGIN = 64
 """From how many tokens before the end, beyond twice what the shortest reply takes, room for closing is looked after."""

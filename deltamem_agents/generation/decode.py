@@ -18,6 +18,7 @@ from transformers import (
 
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.generation.constraints import Constraint
+from deltamem_agents.generation.logprobs import TokenLogprob, token_logprob
 from deltamem_agents.generation.options import GenerationOptions
 from deltamem_agents.generation.rows import Batch, Row, can_batch
 
@@ -130,6 +131,8 @@ class Lane:
     finish_reason: FinishReason | None = None
     constraint: Constraint | None = None
     """What the reply is held to; none: any text."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the tokens so far, where the options ask for them."""
 
     def __post_init__(self) -> None:
         """Makes the sampler."""
@@ -140,14 +143,19 @@ class Lane:
         if self.cancelled():
             self.finish_reason = "cancelled"
             return None
+        allowed = logits
         if self.constraint is not None:
-            logits = self.constraint.mask(logits)
-        chosen, token = self.sampler.choose(ids, logits), None
+            allowed = self.constraint.mask(logits)
+        elif self.options.no_repeat_ngram_size:
+            allowed = _without_repeats(self.stream.ids, logits, self.options.no_repeat_ngram_size)
+        chosen, token = self.sampler.choose(ids, allowed), None
         if chosen in ends:
             self.finish_reason = "stop"
         elif (token := self._take(chosen)) is None:
             self.finish_reason = "length"
         else:
+            if (top := self.options.logprobs) is not None:
+                self.logprobs.append(token_logprob(self.stream.tokenizer, logits, token, top=top))
             self._show(self.stream.push(token))
             if self.stream.stopped:
                 self.finish_reason = "stop"
@@ -168,6 +176,19 @@ class Lane:
     def _show(self, text: str) -> None:
         if text:
             self.emit(text)
+
+
+def _without_repeats(reply: Sequence[int], logits: Tensor, size: int) -> Tensor:
+    """Logits [V] without the tokens that would end a run of `size` tokens that the reply holds already.
+
+    Not transformers' processor: that counts the prompt, too, and a reply may quote it.
+    """
+    tail = list(reply[len(reply) - size + 1 :])
+    starts = range(len(reply) - size + 1)
+    banned = [reply[at + size - 1] for at in starts if list(reply[at : at + size - 1]) == tail]
+    if not banned:
+        return logits
+    return logits.index_fill(0, torch.tensor(banned, device=logits.device), float("-inf"))
 
 
 Ended = tuple[Lane, BaseException | None]

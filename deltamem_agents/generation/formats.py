@@ -1,13 +1,12 @@
 """Formats that a whole reply can be held to."""
 
-import json
 import re
 from typing import Annotated, Literal, Self, TypeAlias
 
 from llguidance import LLMatcher
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from deltamem_agents.backbone.tools import constraining, schema_error
+from deltamem_agents.backbone.schemas import json_expression, say_unenforced, schema_error, unenforced
 
 
 class JsonObjectFormat(BaseModel):
@@ -35,12 +34,14 @@ class NamedSchema(BaseModel):
     description: str | None = None
     """For people; without effect."""
     strict: bool | None = None
-    """False lets keywords pass that cannot be enforced; otherwise they are an error."""
+    """True: what cannot be enforced of the schema is an error. None: it is let pass, with a warning. False: without."""
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:
-        if error := schema_error(self.body, lenient=self.strict is False):
+        if error := schema_error(self.body, lenient=not self.strict):
             raise ValueError(f"nothing can be generated for this schema: {error}")
+        if self.strict is None:
+            say_unenforced("a response format" if self.name is None else f"format {self.name!r}", unenforced(self.body))
         return self
 
 
@@ -55,7 +56,7 @@ class JsonSchemaFormat(BaseModel):
     @property
     def lark(self) -> str:
         """The format as an expression in a grammar."""
-        return json_expression(self.json_schema.body, lenient=self.json_schema.strict is False)
+        return json_expression(self.json_schema.body, lenient=not self.json_schema.strict)
 
 
 class RegexFormat(BaseModel):
@@ -103,8 +104,3 @@ ResponseFormat: TypeAlias = Annotated[
     JsonObjectFormat | JsonSchemaFormat | RegexFormat | LarkFormat, Field(discriminator="type")
 ]
 """As in OpenAI's API: `{"type": "json_schema", "json_schema": {"schema": …}}`; also `regex` and `lark`."""
-
-
-def json_expression(schema: dict[str, JsonValue], *, lenient: bool) -> str:
-    """JSON by a schema, as an expression in a grammar."""
-    return f"%json {json.dumps(constraining(schema, lenient=lenient))}"

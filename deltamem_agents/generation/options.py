@@ -23,10 +23,15 @@ class GenerationOptions(BaseModel):
     """Sample among this many most probable tokens."""
     repetition_penalty: float | None = Field(None, gt=0)
     """Above 1: makes tokens that have occurred less likely."""
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    """A reply, unless it is held to a format or tools, holds no run of so many tokens twice: the way out of a loop.
+    None: as the model's generation config says; 0: it may."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """Makes sampling repeatable."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """The reply ends before the first of these strings, also in the middle of JSON."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Also give the log-probability of each token, and of this many most probable others."""
     response_format: ResponseFormat | None = None
     """What the whole reply must be: `{"type": "json_object"}`, `{"type": "json_schema", "json_schema": {"schema": …}}`,
     `{"type": "regex", "regex": …}` or `{"type": "lark", "grammar": …}`; None or `{"type": "text"}`: any text."""

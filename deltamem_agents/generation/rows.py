@@ -172,7 +172,7 @@ def _joined_carry(rows: Sequence[Row]) -> Tensor | None:
     carries = [r.carry for r in rows if r.carry is not None]
     shapes = [None if r.carry is None else list(r.carry.shape) for r in rows]
     if any(shape != shapes[0] for shape in shapes):
-        raise StateError(f"rows with carries {shapes} can't decode together, expected one shape: are they one model's?")
+        raise StateError(f"rows with carries {shapes} cannot decode together, expected one shape, that of their model")
     return torch.cat(carries) if carries else None
 
 

@@ -53,11 +53,17 @@ def draw_states(states: Mapping[str, States], *, columns: int = 6, title: str = 
     return Picture(figure)
 
 
-def draw_writes(messages: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title: str = "") -> Picture:
+def draw_writes(
+    messages: Sequence[tuple[str, Sequence[tuple[str, float]]]],
+    *,
+    reads: Sequence[Sequence[float]] | None = None,
+    title: str = "",
+) -> Picture:
     """A bar for each token of each message: what share of the memory its write made.
 
     Args:
         messages: name and tokens, each with its strength; messages stand one below the other.
+        reads: for each message how far each token's read opened, 0 to 1, drawn as dots on a scale of their own.
         title: over all of it.
 
     Raises:
@@ -66,7 +72,8 @@ def draw_writes(messages: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, 
     most = max(len(tokens) for _, tokens in messages)
     strongest = max(strength for _, tokens in messages for _, strength in tokens)
     figure = new_figure(max(6.0, 1.2 + 0.28 * most), 0.5 + 2.3 * len(messages), title=title)
-    for axes, (name, tokens) in zip(figure.subplots(len(messages), 1, squeeze=False)[:, 0], messages, strict=True):
+    panels = list(figure.subplots(len(messages), 1, squeeze=False)[:, 0])
+    for axes, (name, tokens) in zip(panels, messages, strict=True):
         strengths = [strength for _, strength in tokens]
         axes.bar(range(len(tokens)), strengths, color=COLOURS[0], width=0.75)
         axes.set_xticks(range(len(tokens)), [_visible(text) for text, _ in tokens], rotation=90)
@@ -74,6 +81,14 @@ def draw_writes(messages: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, 
         axes.set_title(name, fontsize=10, color=INK, loc="left")
         tidy(axes)
         axes.grid(visible=False, axis="x")
+    for axes, gates in zip(panels, reads or (), strict=reads is not None):
+        beside = axes.twinx()
+        beside.plot(range(len(gates)), gates, color=COLOURS[1], marker="o", markersize=4, linestyle="none")
+        beside.set_ylabel("read gate", color=COLOURS[1])
+        beside.set_ylim(-0.03, 1.05)
+        tidy(beside)
+        beside.spines["right"].set_visible(True)
+        beside.grid(visible=False)
     return Picture(figure)
 
 

@@ -1,6 +1,7 @@
 """The page: what a store tells about a session, laid out for people. Jinja escapes whatever users have said."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,7 @@ def session_page(store: StateStore, session: str, *, writes: Mapping[str, LastTu
     environment.filters |= {"bytes": _bytes, "text": _text, "percent": _percent}
     return environment.get_template("session.html").render(
         info=info,
+        shell=shlex.quote,
         view=view,
         heads=len(view.norms[0]) if view.norms else 0,
         layers=_layers(store, view),
@@ -98,6 +100,7 @@ def session_page(store: StateStore, session: str, *, writes: Mapping[str, LastTu
         new={change.turn.id: change.new for change in changes},
         writes=writes,
         darkest=_darkest(writes or {}),
+        gated=any(message.reads for last in (writes or {}).values() for message in last.messages),
         written=[(turn, writes[turn.id]) for turn in reversed(line) if turn.id in writes] if writes else [],
         line={turn.id for turn in line},
         recent=log[::-1][:OPEN_TURNS],

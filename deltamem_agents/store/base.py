@@ -152,6 +152,22 @@ class StateStore(Protocol):
         """
         ...
 
+    def through(self, id: str) -> list[str]:
+        """Lists the sessions whose lines go through a snapshot, by name; none if it is not in the store."""
+        ...
+
+    def erase(self, name: str, ids: Collection[str]) -> int:
+        """Deletes for good snapshots that the session has left, and all that continues them, with their texts.
+
+        Returns:
+            How many snapshots were deleted.
+
+        Raises:
+            SessionError: if one is not the session's own, or a session's line goes through one: this one's or another.
+            SessionNotFoundError: if the session does not exist.
+        """
+        ...
+
     def prune(self, name: str, *, keep: int) -> int:
         """Deletes old snapshots: keeps the newest `keep` of the line, and the newest `keep` of the session's others.
 

@@ -113,6 +113,14 @@ def closed() -> StoreError:
     return StoreError("this store is closed: open it again to go on")
 
 
+def needed(snapshot: str, session: str) -> SessionError:
+    """A snapshot that cannot be deleted, because a session goes on from it."""
+    return SessionError(
+        f"snapshot {snapshot!r} cannot be deleted: the line of session {session!r} goes through it; roll that session "
+        "back before it, or forget that session, and try again"
+    )
+
+
 def not_its_own(name: str, snapshot: str, *, head: str | None) -> SessionError:
     """A snapshot that is none of the session's: maybe somebody else's."""
     return SessionError(

@@ -63,11 +63,11 @@ class Database:
 
         return self._run(self._writer, locked)
 
-    def scrub(self, deleted: str) -> None:
-        """SQLite: moves what was deleted off the disk."""
+    def scrub(self, deleted: str, *, later: str) -> None:
+        """SQLite: moves what was deleted off the disk; where a reader is in the way, says what helps later."""
         if self._sqlite:
             with self._turns, _translated(self._where):
-                sqlite.empty_wal(self._reader, deleted)
+                sqlite.empty_wal(self._reader, deleted, later=later)
 
     def finish_deletion(self, deleted: str | None = None) -> bool:
         """SQLite: ends deletions that a reader was in the way of; whether `deleted` was one. None: nobody waits."""
@@ -92,7 +92,7 @@ class Database:
             )
         engine = postgresql.connect(url, timeout=self._timeout)
         # Several statements of a reader see one moment; a writer sees what others kept while it waited for its locks.
-        reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        reader = engine.execution_options(isolation_level="REPEATABLE READ")
         return reader, engine.execution_options(isolation_level="READ COMMITTED")
 
     def _open(self) -> None:

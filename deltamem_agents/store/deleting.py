@@ -1,10 +1,12 @@
 """Deleting snapshots from SQL, with all that is theirs."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, select
 
-from deltamem_agents.store.lines import ancestry, heirs, own
+from deltamem_agents.store.checks import needed, not_its_own
+from deltamem_agents.store.lines import ancestry, below, heirs, own, through
 from deltamem_agents.store.tables import snapshots
 
 
@@ -23,6 +25,20 @@ def prune(connection: Connection, name: str, head: str | None, *, keep: int) -> 
     gone = [id for id, heir in owners.items() if heir is None and id not in kept]
     delete_snapshots(connection, gone)
     return len(gone)
+
+
+def erase(connection: Connection, name: str, head: str | None, ids: Collection[str]) -> list[str]:
+    """Deletes snapshots that no session's line goes through, and all below them: see `StateStore.erase`. Gives all."""
+    owned: set[str] = set(connection.scalars(own(name, head)))
+    gone = set[str]()
+    for id in ids:
+        if id not in owned:
+            raise not_its_own(name, id, head=head)
+        if users := through(connection, id):
+            raise needed(id, users[0])
+        gone.update(connection.scalars(select(below(id).c.id)))
+    delete_snapshots(connection, sorted(gone))
+    return sorted(gone)
 
 
 def delete_snapshots(connection: Connection, ids: list[str]) -> None:

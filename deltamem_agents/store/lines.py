@@ -47,12 +47,21 @@ def on_line(connection: Connection, head: str | None, id: str) -> bool:
     return connection.scalar(select(literal(1)).where(line.c.id == id)) is not None
 
 
+def below(id: str) -> CTE:
+    """A snapshot and all that continue it, as (id)."""
+    found = select(snapshots.c.id).where(snapshots.c.id == id).cte("below", recursive=True)
+    return found.union_all(select(snapshots.c.id).join(found, snapshots.c.parent == found.c.id))
+
+
 def heir(connection: Connection, name: str, id: str) -> str | None:
     """The first by name of the sessions but `name` whose line goes through the snapshot: heads are it or below it."""
-    below = select(snapshots.c.id).where(snapshots.c.id == id).cte("below", recursive=True)
-    below = below.union_all(select(snapshots.c.id).join(below, snapshots.c.parent == below.c.id))
-    others = select(sessions.c.name).join(below, sessions.c.head == below.c.id).where(sessions.c.name != name)
-    return min(connection.scalars(others), default=None)
+    return next((other for other in through(connection, id) if other != name), None)
+
+
+def through(connection: Connection, id: str) -> list[str]:
+    """The sessions whose line goes through the snapshot, by name: their heads are it or below it."""
+    line = below(id)
+    return sorted(connection.scalars(select(sessions.c.name).join(line, sessions.c.head == line.c.id)))
 
 
 def heirs(
@@ -77,7 +86,7 @@ def heirs(
         for child in sorted(children[id], key=lambda child: child not in found):  # what is known already comes first
             if names and not first:
                 break
-            below = found[child] if child in found else heir(connection, name, child)
-            names += [below] if below is not None else []
+            other = found[child] if child in found else heir(connection, name, child)
+            names += [other] if other is not None else []
         found[id] = min(names, default=None)
     return found

@@ -14,6 +14,7 @@ from deltamem_agents.store.checks import (
     check_limit,
     check_line,
     closed,
+    needed,
     not_its_own,
     taken,
     taken_id,
@@ -152,6 +153,22 @@ class MemoryStore(StateStore):
             for id in mine & heirs.keys():
                 if self._snapshots[id].session == name:
                     self._snapshots[id] = replace(self._snapshots[id], session=heirs[id])
+
+    def through(self, id: str) -> list[str]:
+        """Lists the sessions that go through a snapshot; see `StateStore.through`."""
+        with self._open():
+            return [name for name in sorted(self._sessions) if id in self._ids(self._sessions[name].head)]
+
+    def erase(self, name: str, ids: Collection[str]) -> int:
+        """Deletes what a session has left; see `StateStore.erase`."""
+        with self._open():
+            own = self._ids(self._find(name).head) | {s.id for s in self._others(name)}
+            for id in ids:
+                if id not in own:
+                    raise not_its_own(name, id, head=self._sessions[name].head)
+                if users := self.through(id):
+                    raise needed(id, users[0])
+            return self._delete({id for id in self._snapshots if not self._ids(id).isdisjoint(ids)})
 
     def prune(self, name: str, *, keep: int) -> int:
         """Deletes a line's old snapshots; see `StateStore.prune`."""

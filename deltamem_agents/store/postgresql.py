@@ -71,7 +71,11 @@ def connect(url: URL, *, timeout: float) -> Engine:
     wanted = {
         "application_name": "deltamem-agents",
         "connect_timeout": seconds,
-        "tcp_user_timeout": 1000 * seconds,  # else a machine that vanishes is waited for by the quarter-hour
+        # Else a machine that vanishes is waited for by the hour.
+        "tcp_user_timeout": 1000 * seconds,
+        "keepalives_idle": seconds,
+        "keepalives_interval": seconds,
+        "keepalives_count": 2,
     }
     arguments = {name: value for name, value in wanted.items() if name not in plain.query}
     return create_engine(

@@ -125,7 +125,7 @@ def find(connection: Connection, name: str, head: str | None, message_ids: set[s
 def _holders(
     connection: Connection, held: ColumnElement[bool], mine: CompoundSelect[tuple[str]]
 ) -> dict[str, tuple[str, int]]:
-    """The snapshots that hold messages, each with its owner and count: all there are, or if these are many, all of mine.
+    """The snapshots that hold messages, with owner and count: all that there are, or if these are many, all of mine.
 
     The first costs the same however long a line is, the second however many sessions use the same ids.
     """

@@ -18,9 +18,9 @@ from deltamem_agents.store.checks import (
     unknown_session,
 )
 from deltamem_agents.store.database import Database
-from deltamem_agents.store.deleting import delete_snapshots, prune
+from deltamem_agents.store.deleting import delete_snapshots, erase, prune
 from deltamem_agents.store.families import hold_families, share_families
-from deltamem_agents.store.lines import ancestry, heirs, of_thread, on_line, own
+from deltamem_agents.store.lines import ancestry, heirs, of_thread, on_line, own, through
 from deltamem_agents.store.reading import (
     find,
     kept,
@@ -216,7 +216,26 @@ class SQLStore(StateStore):
                 connection.execute(owned.values(session=bindparam("heir")), left)
 
         self._database.write(delete_it, name)
-        self._database.scrub(name)
+        self._database.scrub(name, later="forget the session once more")
+
+    def through(self, id: str) -> list[str]:
+        """Lists the sessions that go through a snapshot; see `StateStore.through`."""
+        return self._database.read(lambda connection: through(connection, id))
+
+    def erase(self, name: str, ids: Collection[str]) -> int:
+        """Deletes what a session has left; see `StateStore.erase`. The bytes go as in `forget`."""
+        gone: list[str] = []
+
+        def delete_them(connection: Connection, again: bool) -> None:
+            if again and gone and not known(connection, gone):
+                return
+            head = _head(connection, name, required=True)
+            hold_families(connection, own(name, head))
+            gone[:] = erase(connection, name, head, ids)
+
+        self._database.write(delete_them, name)
+        self._database.scrub(f"some of {name}", later="delete anything else from it")
+        return len(gone)
 
     def prune(self, name: str, *, keep: int) -> int:
         """Deletes a line's old snapshots; see `StateStore.prune`."""

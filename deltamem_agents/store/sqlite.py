@@ -5,6 +5,7 @@ import os
 import sqlite3
 import weakref
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,16 @@ def connect(url: URL, *, timeout: float) -> Engine:
         engine = create_engine(url, connect_args={"timeout": timeout}, hide_parameters=True)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
-    if hasattr(os, "register_at_fork") and not in_memory(url):  # a connection must not be used by two processes
-        pool = weakref.ref(engine)
-        os.register_at_fork(after_in_child=lambda: (found := pool()) and found.dispose(close=False))
+    if hasattr(os, "register_at_fork") and not in_memory(url):
+        os.register_at_fork(after_in_child=partial(_leave_to_parent, weakref.ref(engine)))
     return engine
+
+
+def _leave_to_parent(found: "weakref.ref[Engine]") -> None:
+    """In a fork: a connection must not be used by two processes, so there are new ones."""
+    engine = found()
+    if engine is not None:
+        engine.dispose(close=False)
 
 
 def _make_private(path: Path) -> None:
@@ -94,7 +101,7 @@ _UNFINISHED = "unfinished deletion "
 """The beginning of keys in our table of settings; the rest is the hash of what was deleted."""
 
 
-def empty_wal(engine: Engine, deleted: str = "") -> None:
+def empty_wal(engine: Engine, deleted: str, *, later: str = "forget the session once more") -> None:
     """Moves the log into the database and cuts it to nothing, so that what was deleted is on disk no more.
 
     Where a reader holds it, that is noted in the database, and whoever deletes something, opens the database or asks
@@ -103,6 +110,7 @@ def empty_wal(engine: Engine, deleted: str = "") -> None:
     Args:
         engine: of the database.
         deleted: what was deleted.
+        later: what ends it when no reader is in the way any more.
     """
     with closing(engine.raw_connection()) as connection:
         if _cut(connection):
@@ -110,8 +118,8 @@ def empty_wal(engine: Engine, deleted: str = "") -> None:
         key = _UNFINISHED + _hash(deleted)
         _rows(connection, "INSERT OR REPLACE INTO deltamem_meta VALUES (?, 'yes')", key)
     raise StoreError(
-        f"the session is deleted, but its bytes are still in {engine.url.database}-wal, which a reader holds open: "
-        "they go when the last reader is done and the store is closed, or when you forget the session once more"
+        f"what you name is deleted, but its bytes are still in {engine.url.database}-wal, which a reader holds open: "
+        f"they go when the last reader is done and the store is closed, or when you {later}"
     )
 
 

@@ -25,11 +25,17 @@ SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 _SUM = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 
-def export_session(store: StateStore, name: str, path: str | Path) -> int:
+def export_session(store: StateStore, name: str, path: str | Path, *, named: str | None = None) -> int:
     """Writes a session to a file: the line of its head, with all states, and with texts as far as the store has them.
 
     The file is a ZIP archive of a JSON manifest, the states as safetensors, and their checksums. It is written beside
     `path` first and then renamed: a file of that name is replaced as a whole or not at all.
+
+    Args:
+        store: Where the session is.
+        name: The session.
+        path: The file.
+        named: What the session is called in the file; by default its name.
 
     Returns:
         How many snapshots it holds. Lines that the session has left are not among them.
@@ -46,7 +52,7 @@ def export_session(store: StateStore, name: str, path: str | Path) -> int:
     if info.head is None:
         raise SessionError(f"session {name!r} has no head, hence nothing to export: move its head to a snapshot first")
     line = store.line(info.head, since=-1)
-    manifest = Manifest(format=FORMAT, name=name, turns=tuple(map(Turn.of, line)))
+    manifest = Manifest(format=FORMAT, name=name if named is None else named, turns=tuple(map(Turn.of, line)))
     sums = []
     with _replacing(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
@@ -83,16 +89,9 @@ def import_session(store: StateStore, path: str | Path, *, name: str | None = No
         StoreError: if the file cannot be read, is something else, is damaged, or was written by a later version; or if
             the store cannot be written.
     """
-    path = Path(path)
-    with _reading(path) as archive:
-        parts = _parts(archive, path)
-        manifest = _manifest(parts, path)
-        expected = {MANIFEST, *map(_state_part, range(len(manifest.turns)))}
-        if parts.keys() != expected:
-            odd = sorted(parts.keys() ^ expected)[:3]
-            raise _damaged(path, f"its manifest has {len(manifest.turns)} turns, but {', '.join(odd)} differ")
+    manifest, blobs = _export(Path(path))
     name = manifest.name if name is None else name
-    line = _line(manifest, [parts[_state_part(number)] for number in range(len(manifest.turns))], name)
+    line = _line(manifest, blobs, name)
     if store.session(name) is not None:
         raise taken(name)
     try:
@@ -100,6 +99,23 @@ def import_session(store: StateStore, path: str | Path, *, name: str | None = No
     except ConflictError as error:
         raise taken(name) from error
     return name
+
+
+def exported_name(path: str | Path) -> str:
+    """What the session in a file is called; the errors are those of `import_session` that concern the file."""
+    return _export(Path(path))[0].name
+
+
+def _export(path: Path) -> tuple[Manifest, list[bytes]]:
+    """What a file says of its session, and the states of its turns."""
+    with _reading(path) as archive:
+        parts = _parts(archive, path)
+        manifest = _manifest(parts, path)
+        expected = {MANIFEST, *map(_state_part, range(len(manifest.turns)))}
+        if parts.keys() != expected:
+            odd = sorted(parts.keys() ^ expected)[:3]
+            raise _damaged(path, f"its manifest has {len(manifest.turns)} turns, but {', '.join(odd)} differ")
+    return manifest, [parts[_state_part(number)] for number in range(len(manifest.turns))]
 
 
 def _line(manifest: Manifest, blobs: list[bytes], name: str) -> list[Snapshot]:

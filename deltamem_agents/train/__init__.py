@@ -1,7 +1,8 @@
 """Training adapters on a frozen backbone: episodes as data and from generators, losses, recipes, the loop."""
 
 from deltamem_agents.train.attributes import ATTRIBUTES, HELD_OUT_ATTRIBUTES, Attribute, Split
-from deltamem_agents.train.convert import babi_episodes, chat_episodes, intent_texts
+from deltamem_agents.train.chats import chat_episodes
+from deltamem_agents.train.convert import babi_episodes, intent_texts
 from deltamem_agents.train.episode import Episode, contains, read_episodes, write_episodes
 from deltamem_agents.train.episodes import EpisodeMix, draw_episode
 from deltamem_agents.train.facts import Values, training_vocabulary

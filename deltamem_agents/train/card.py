@@ -43,10 +43,20 @@ def model_card(recipe: Recipe, adapter: DeltaMemAdapter, figures: Record, *, ste
         "licence": recipe.licence,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    names = [n for n in figures if f"{n}_swapped" in figures]
-    found = "\n".join(f"| {n} | {figures[n]:.1%} | {figures[n + '_swapped']:.1%} |" for n in names)
+    found = "\n".join(f"| {name} | {own} | {other} |" for name, own, other in scores(figures))
     return (
         f"# A δ-mem adapter for {recipe.model}\n\n| | |\n|---|---|\n{table}\n\n"
         f"Exact answers, teacher forced, in held-out phrasings and values; {recipe.evaluate_episodes} episodes of each "
         f"kind.\n\n| kind | own memory | another's memory |\n|---|---|---|\n{found}\n"
     )
+
+
+def scores(figures: Record) -> list[tuple[str, str, str]]:
+    """Each kind of episode of an evaluation, with what the own memory and another's reach, in words."""
+    names = [name for name in figures if f"{name}_swapped" in figures]
+    return [(name, _score(figures, name), _score(figures, f"{name}_swapped")) for name in names]
+
+
+def _score(figures: Record, name: str) -> str:
+    nats = figures.get(f"{name}_nats")
+    return f"{figures[name]:.1%}" + ("" if nats is None else f" of tokens, {nats:.3f} nats each")

@@ -1,10 +1,11 @@
 """A run's checkpoint: one file, whole or not there, with all that an exact continuation needs."""
 
 import io
+import json
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from deltamem_agents.adapter import DeltaMemAdapter
 from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
 from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.train.recipe import Recipe
+
+_FREE = {"checkpoint_every", "licence", "gradient_checkpointing", "model_kwargs"}
+"""Fields that may change in the middle of a run: they decide where and how it computes, not what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,10 @@ class Checkpoint:
     """How long the steps took."""
     rng: tuple[object, ...]
     """Each process's `random.Random` state."""
+    begun: int = 0
+    """The planned step at which the optimiser knew nothing."""
+    dtype: str = ""
+    """What the backbone computed in."""
 
     def save(self, path: Path) -> None:
         """Replaces the file at once; an error leaves the old one whole.
@@ -74,7 +82,7 @@ class Checkpoint:
                 f"{path} is not a checkpoint of this version ({error}): choose another output folder, and name this "
                 "file as init_adapter to go on from its weights"
             ) from error
-        names = Recipe.model_fields.keys() - {"checkpoint_every", "licence"}
+        names = Recipe.model_fields.keys() - _FREE
         differing = sorted(name for name in names if getattr(old, name) != getattr(recipe, name))
         if differing:
             name = differing[0]
@@ -84,6 +92,41 @@ class Checkpoint:
                 "(init_adapter goes on from its weights), or restore the recipe"
             )
         return saved
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far a run was when it wrote its adapter: with that, it goes on where its checkpoint is gone."""
+
+    step: int
+    """Optimiser steps done."""
+    position: int
+    """The planned step it was at."""
+    seconds: float
+    """How long the steps took."""
+
+    def save(self, folder: Path) -> None:
+        """Writes it beside the adapter.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        path = folder / "adapter.json"
+        try:
+            path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be written ({error}): make room and run the same command") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> "Reached | None":
+        """What a run in this folder reached; None where it has no adapter, and step 0 where nothing says more."""
+        if not (folder / "adapter" / "delta_mem_config.json").exists():
+            return None
+        try:
+            found = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+            return cls(int(found["step"]), int(found["position"]), float(found["seconds"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(0, 0, 0.0)
 
 
 def initial_adapter(recipe: Recipe, backbone: nn.Module) -> tuple[DeltaMemAdapter, range]:
@@ -170,7 +213,12 @@ def _read(path: Path) -> dict[str, object]:
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises from many trees, pickle's among them
-        raise TrainingError(f"{path} cannot be read as a checkpoint: {error}") from error
+        adapter = path.parent / "adapter"
+        way_out = f"the adapter of {adapter}, with a new warm-up" if adapter.is_dir() else "the beginning"
+        raise TrainingError(
+            f"{path} cannot be read as a checkpoint, it may have been cut short ({error}): delete it, and the same "
+            f"command goes on from {way_out}"
+        ) from error
     if not isinstance(content, dict):
         raise TrainingError(f"{path} holds a {type(content).__name__}, expected a checkpoint")
     return content

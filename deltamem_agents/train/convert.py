@@ -1,17 +1,13 @@
-"""Other people's data as episodes: bAbI tasks, intent sets, and your own chat logs."""
+"""Other people's data as episodes: bAbI tasks and intent sets."""
 
 import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
-from deltamem_agents.train.episode import Episode, contains, numbered_lines
-
-_CONVERSATION = TypeAdapter(list[Message])
+from deltamem_agents.train.episode import Episode, numbered_lines
 
 
 def files_in(path: Path, *suffixes: str) -> list[Path]:
@@ -94,58 +90,3 @@ def _rasa_rows(path: Path) -> list[tuple[str, str]]:
             f"{path} is not Rasa NLU data ({type(error).__name__}: {error}): expected rasa_nlu_data.common_examples, "
             "each with text and intent"
         ) from error
-
-
-def chat_episodes(path: Path, *, window: int = 2) -> list[Episode]:
-    """Episodes from your own conversations: predict the assistant's replies with older turns only in memory.
-
-    Args:
-        path: JSONL file or folder of them, one conversation a line: a list of {"role", "content"}, or an object that
-            has such a list under "messages".
-        window: how many messages before the question stay visible. Replies that already stand in them are passed over.
-
-    Raises:
-        TrainingError: no file there, a line that is no conversation, or no reply with messages older than the window.
-    """
-    episodes: list[Episode] = []
-    for file in files_in(path, ".jsonl"):
-        for number, line in numbered_lines(file):
-            episodes += _replies(_conversation(file, number, line), window)
-    if not episodes:
-        raise TrainingError(
-            f"{path} has no reply with messages older than a window of {window}: expected longer conversations"
-        )
-    return episodes
-
-
-def _conversation(path: Path, number: int, line: str) -> list[Message]:
-    try:
-        data = json.loads(line)
-        return _CONVERSATION.validate_python(data["messages"] if isinstance(data, dict) else data)
-    except ValidationError as error:
-        found = "; ".join(f"message {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    except (ValueError, KeyError) as error:
-        found = f"{type(error).__name__}: {error}"
-    raise TrainingError(
-        f"{path}, line {number} is not a conversation ({found}): expected a list of {{role, content}}, or an object "
-        "with such a list under messages"
-    )
-
-
-def _replies(messages: list[Message], window: int) -> Iterator[Episode]:
-    for position in range(1, len(messages)):
-        question, reply = messages[position - 1], messages[position]
-        start = max(0, position - 1 - window)
-        earlier, visible = messages[:start], messages[start : position - 1]
-        spoken = [m for m in earlier if m.role != "system"]
-        if (question.role, reply.role) != ("user", "assistant") or not (spoken and question.content and reply.content):
-            continue
-        if any(contains(m.content, reply.content) for m in visible):
-            continue
-        yield Episode(
-            earlier=tuple(earlier),
-            window=tuple(visible),
-            question=question.content,
-            answer=reply.content,
-            tags=("chat",),
-        )

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.train.attributes import Split
-from deltamem_agents.train.convert import babi_episodes, chat_episodes, files_in, intent_texts
+from deltamem_agents.train.chats import load_chats
+from deltamem_agents.train.convert import babi_episodes, files_in, intent_texts
 from deltamem_agents.train.episode import Episode, read_episodes
 from deltamem_agents.train.episodes import EpisodeMix, draw_episode
 from deltamem_agents.train.facts import Values
@@ -24,6 +25,10 @@ class TrainingData:
     labels: LabelTexts = field(default_factory=LabelTexts)
     sources: tuple[tuple[float, tuple[Episode, ...]], ...] = ()
     """Episodes of each source with its weight."""
+    held_out: tuple[tuple[Episode, ...], ...] = ()
+    """Episodes that are scored and never trained on, by conversation."""
+    found: tuple[str, ...] = ()
+    """What each source of episodes has, in words."""
 
     @classmethod
     def load(
@@ -42,14 +47,24 @@ class TrainingData:
         sentences: list[str] = []
         texts: dict[str, list[str]] = {}
         episodes: list[tuple[float, tuple[Episode, ...]]] = []
+        held_out: list[tuple[Episode, ...]] = []
+        found: list[str] = []
         for source in sources:
             if source.format == "talk":
                 sentences += Talk.from_folder(source.path).sentences
             elif source.format == "intents":
-                texts |= {f"{source.path.name} {kind}": found for kind, found in intent_texts(source.path).items()}
+                texts |= {f"{source.path.name} {kind}": told for kind, told in intent_texts(source.path).items()}
+            elif source.format == "chats":
+                chats = load_chats(source.path, window=source.window, held_out=source.held_out)
+                episodes.append((source.share, chats.train))
+                held_out += chats.held_out
+                found.append(chats.found)
             else:
-                episodes.append((source.share, tuple(_episodes(source))))
-        return cls(values, Talk(sentences, count=count), LabelTexts(texts or None), tuple(episodes))
+                read = tuple(_episodes(source))
+                episodes.append((source.share, read))
+                found.append(f"{source.path.name}: {len(read)} episodes")
+        talk = Talk(sentences, count=count)
+        return cls(values, talk, LabelTexts(texts or None), tuple(episodes), tuple(held_out), tuple(found))
 
     def draw(self, stage: Stage, rng: random.Random, *, together: bool) -> Episode:
         """One episode to train on.
@@ -74,6 +89,4 @@ class TrainingData:
 def _episodes(source: Source) -> list[Episode]:
     if source.format == "babi":
         return babi_episodes(source.path)
-    if source.format == "chats":
-        return chat_episodes(source.path, window=source.window)
     return [episode for file in files_in(source.path, ".jsonl") for episode in read_episodes(file)]

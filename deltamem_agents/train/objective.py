@@ -23,6 +23,7 @@ from deltamem_agents.train.answers import (
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import Episode
 from deltamem_agents.train.features import Features
+from deltamem_agents.train.generated import Progress
 from deltamem_agents.train.losses import (
     IGNORED,
     answer_cross_entropy,
@@ -71,6 +72,11 @@ class Objective:
         self.features = Features(model, budget=recipe.feature_cache_mb * 1_000_000)
         self._unrelated: dict[bool, list[Unrelated]] = {}
         self._plain: dict[Unrelated, Tensor] = {}
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Has the plain backbone generate what must not change, where a stage asks for it; telling how far it is."""
+        if any(s.visible or (s.unrelated_every and self.recipe.losses.plain) for s in self.recipe.stages):
+            self._kinds(progress)
 
     def draw(self, step: int, rng: random.Random) -> Batch:
         """The next batch, of the planned `step`."""
@@ -207,12 +213,15 @@ class Objective:
                 self._plain[unrelated] = answer_states(self.model, self._plain_rows([unrelated]))[0].cpu()
         return self._plain[unrelated]
 
-    def _kinds(self) -> dict[bool, list[Unrelated]]:
+    def _kinds(self, progress: Progress | None = None) -> dict[bool, list[Unrelated]]:
         """What must not change: prompts with their replies, and prose (True)."""
         if not self._unrelated:
             model, template, seed = self.model, self.template, self.recipe.seed
-            prose = plain_prose(model, template, count=PASSAGES, seed=seed, length=64) if self.recipe.prose else []
-            prompts = plain_replies(model, template, self.data, prose=prose[: len(prose) // 2], seed=seed)
+            prose: list[str] = []
+            if self.recipe.prose:
+                prose = plain_prose(model, template, count=PASSAGES, seed=seed, length=64, progress=progress)
+            long = prose[: len(prose) // 2]
+            prompts = plain_replies(model, template, self.data, prose=long, seed=seed, progress=progress)
             passages = [Unrelated(None, beginning(template.tokenizer, text, PASSAGE)) for text in prose]
             self._unrelated = {False: prompts, True: passages or prompts}
         return self._unrelated

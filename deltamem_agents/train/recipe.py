@@ -6,14 +6,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.train.episodes import EpisodeMix
+from deltamem_agents.train.fields import explained
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+_EPISODES = ("episodes", "babi", "chats")
 
 
 class Stage(EpisodeMix):
@@ -45,13 +47,17 @@ class Source(BaseModel):
     model_config = _FROZEN
 
     format: Literal["episodes", "babi", "chats", "intents", "talk"]
-    """Episode JSONL; bAbI tasks; conversations (JSONL); intents (CSV or Rasa JSON) for label maps; texts for filler."""
+    """Episode JSONL; bAbI tasks; conversations (JSONL, JSON arrays, also of ShareGPT's messages); intents (CSV or Rasa
+    JSON) for label maps; texts for filler."""
     path: Path
     """Relative to the recipe's file."""
     share: float = Field(default=1.0, gt=0)
     """Weight among the sources of episodes."""
     window: int = Field(default=2, ge=0)
     """Chats: how many messages before the question stay visible."""
+    held_out: float = Field(default=0.1, ge=0, le=0.5)
+    """Chats: share of the conversations, two at least, that are not trained on; each evaluation says how well their
+    replies are predicted. 0: none are."""
     licence: str = ""
     """Goes into the model card."""
 
@@ -117,6 +123,12 @@ class Recipe(BaseModel):
     """The backbone: "bundled", a folder, or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen backbone; "auto" is bfloat16 where the hardware computes in it. The adapter learns in float32."""
+    model_kwargs: dict[str, JsonValue] = {}
+    """What else `AutoModelForCausalLM.from_pretrained` is told, such as {attn_implementation: eager}, or, for 4 bits a
+    weight, {quantization_config: {load_in_4bit: true}}. A device_map must put all of it on one device."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass, which computes the rest once more: a step takes about a third
+    longer and far less memory; the weights come out the same."""
     adapter: DeltaMemConfig = DeltaMemConfig()
     """Options of the adapter."""
     init_adapter: Path | None = None
@@ -150,7 +162,7 @@ class Recipe(BaseModel):
     evaluate_every: int = Field(default=50, ge=1)
     """Steps between evaluations."""
     evaluate_episodes: int = Field(default=32, ge=2)
-    """Episodes of each kind in an evaluation."""
+    """Episodes of each kind in an evaluation, and of the chats held out at most."""
     checkpoint_every: int = Field(default=25, ge=1)
     """Steps between checkpoints."""
     evaluation: dict[str, EpisodeMix] = {
@@ -169,6 +181,8 @@ class Recipe(BaseModel):
     def _consistent(self) -> Self:
         if self.keep and self.init_adapter is None:
             raise ValueError("keep is a share of init_adapter, which is missing: name an adapter folder or checkpoint")
+        if any(s.format in _EPISODES for s in self.data) and not any(s.data_share for s in self.stages):
+            raise ValueError("data has episodes, but no stage takes any: give one a data_share, such as 0.3")
         return self
 
     @property
@@ -184,11 +198,16 @@ class Recipe(BaseModel):
         """Index of the stage that the planned `step` belongs to."""
         return next(i for i in range(len(self.stages)) if step < self.start(i + 1))
 
-    def rate(self, step: int) -> float:
-        """Learning rate at the planned `step`: linear warm-up, then a cosine to the final share."""
+    def rate(self, step: int, *, begun: int = 0) -> float:
+        """Learning rate at the planned `step`: linear warm-up, then a cosine to the final share.
+
+        Args:
+            step: the planned step.
+            begun: the one at which the optimiser knew nothing.
+        """
         o = self.optimiser
         progress = max(0.0, step - o.warm_up) / max(1, self.steps - o.warm_up)
-        warm_up = min(1.0, (step + 1) / max(1, o.warm_up))
+        warm_up = min(1.0, (step - begun + 1) / max(1, o.warm_up))
         return o.learning_rate * warm_up * (o.final + (1 - o.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     @classmethod
@@ -226,7 +245,7 @@ class Recipe(BaseModel):
         try:
             recipe = cls.model_validate(data | ({"model": model} if model is not None else {}))
         except ValidationError as error:
-            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+            found = "; ".join(explained(cls, e) for e in error.errors())
             raise ConfigError(f"{file} is not a valid recipe: {found}") from error
         return recipe._at(file.parent if Path(path).is_file() else Path.cwd())
 

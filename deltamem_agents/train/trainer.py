@@ -19,15 +19,18 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, TrainingError
 from deltamem_agents.train.aligned import align_heads
+from deltamem_agents.train.backbone import check_template, placed, replay_layers
 from deltamem_agents.train.card import model_card
-from deltamem_agents.train.checkpoint import Checkpoint, initial_adapter, rng_from
+from deltamem_agents.train.checkpoint import Checkpoint, Reached, initial_adapter, rng_from
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import write_episodes
 from deltamem_agents.train.facts import Values, training_vocabulary
+from deltamem_agents.train.generated import Progress
 from deltamem_agents.train.objective import Batch, Objective
 from deltamem_agents.train.quiet import quieten_gates
 from deltamem_agents.train.recipe import Recipe
 from deltamem_agents.train.runlog import Record, RunLog
+from deltamem_agents.train.scoring import reply_scores
 
 
 class Trainer:
@@ -37,12 +40,13 @@ class Trainer:
         recipe: how to train.
         backbone: the model; moved to the accelerator's device and frozen.
         tokenizer: its tokenizer.
-        output: folder for checkpoint, log and adapter; a run in it is resumed.
+        output: folder for checkpoint, log and adapter; a run in it is resumed, also from its adapter alone.
         accelerator: of this process; None makes one.
 
     Raises:
         TrainingError: the recipe's data is missing or malformed, or a checkpoint in `output` is damaged.
-        ConfigError: a checkpoint in `output` is of another recipe.
+        ConfigError: a checkpoint or an adapter in `output` is of another recipe, or the recipe asks for what the model
+            does not have.
     """
 
     def __init__(
@@ -56,13 +60,21 @@ class Trainer:
     ) -> None:
         self.recipe, self.output = recipe, output
         self.accelerator = accelerator or Accelerator()
-        backbone = backbone.to(self.accelerator.device).eval()
-        values = Values(training_vocabulary(tokenizer))
+        self.notes: list[str] = []
+        """What there is to say before the first step."""
+        backbone = placed(backbone, self.accelerator.device, recipe).eval()  # type: ignore[no-untyped-call]
+        if recipe.gradient_checkpointing:
+            replay_layers(backbone)
+        values, template = Values(training_vocabulary(tokenizer)), ChatTemplate(tokenizer)
         data = TrainingData.load(recipe.data, values, count=lambda text: len(tokenizer.encode(text)) + 5)
-        adapter, fresh = initial_adapter(recipe, backbone)
+        self.notes += data.found
+        check_template(recipe, template, data)
+        left = None if (output / "checkpoint.pt").exists() else Reached.load(output)
+        known = recipe if left is None else recipe.model_copy(update={"init_adapter": output / "adapter"})
+        adapter, fresh = initial_adapter(known, backbone)
         self.model = DeltaMemModel(backbone, adapter.to(self.accelerator.device))
         if not (output / "checkpoint.pt").exists():
-            self._fit_beginning(ChatTemplate(tokenizer), data, fresh)
+            self._fit_beginning(template, data, fresh, quiet=recipe.quiet if left is None else 0.0)
         self.objective = Objective(recipe, self.model, tokenizer, data)
         o = recipe.optimiser
         self.optimizer = torch.optim.AdamW(
@@ -70,16 +82,27 @@ class Trainer:
         )
         process = self.accelerator.process_index
         self.rng = random.Random(recipe.seed if process == 0 else f"{recipe.seed} {process}")
-        self.step = self.position = 0
+        self.step = self.position = self.begun = 0
         self.seconds = 0.0
         self.figures: Record = {}
         output.mkdir(parents=True, exist_ok=True)
+        if left is not None:
+            self._go_on_from_adapter(left)
         self._resume()
 
     @property
     def stage(self) -> int:
         """Index of the current stage; that of the last one at the end."""
         return self.recipe.stage(min(self.position, self.recipe.steps - 1))
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Has the plain backbone generate what the recipe needs of it: minutes on a CPU, once; then it is on disk.
+
+        Args:
+            progress: told how many texts of how many are there.
+        """
+        with self.accelerator.main_process_first():
+            self.objective.prepare(progress)
 
     def run(self, *, until: int | None = None, progress: Callable[[Record], None] | None = None) -> Record:
         """Trains to the last step, or until `until` steps are done; then the adapter is in `output/adapter`.
@@ -94,6 +117,8 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite, or a file cannot be written; the last checkpoint is whole.
         """
+        if not self._done(until):
+            self.prepare()
         log = RunLog(self.output, step=self.step) if self.accelerator.is_main_process else None
         try:
             while not self._done(until):
@@ -127,16 +152,18 @@ class Trainer:
             mix = mix.model_copy(update={"replies": replies, "questions": 1})
             drawn = [objective.data.generate(mix, rng, split="test") for _ in range(recipe.evaluate_episodes)]
             figures[name], figures[f"{name}_swapped"] = objective.recall(drawn, together=mix.replies)
+        if objective.data.held_out:
+            figures |= reply_scores(objective, objective.data.held_out, count=recipe.evaluate_episodes)
         self.figures = figures
         return dict(figures)
 
-    def _fit_beginning(self, template: ChatTemplate, data: TrainingData, fresh: range) -> None:
+    def _fit_beginning(self, template: ChatTemplate, data: TrainingData, fresh: range, *, quiet: float) -> None:
         """What a run begins with that is fitted to the backbone, not learnt."""
         recipe = self.recipe
         if recipe.align and fresh:
             align_heads(self.model, template, data, heads=fresh, strength=recipe.align, seed=recipe.seed)
-        if recipe.quiet:
-            quieten_gates(self.model, template, data, amount=recipe.quiet, seed=recipe.seed)
+        if quiet:
+            quieten_gates(self.model, template, data, amount=quiet, seed=recipe.seed)
         for parameter in self.model.adapter.parameters():  # fits are the same on other processes to rounding only
             broadcast(parameter.data)
 
@@ -151,7 +178,7 @@ class Trainer:
 
     def _one_step(self) -> Record:
         recipe, started = self.recipe, time.monotonic()
-        rate, stage = recipe.rate(self.position), self.stage
+        rate, stage = recipe.rate(self.position, begun=self.begun), self.stage
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
@@ -206,6 +233,7 @@ class Trainer:
         if self.recipe.keep or not self.figures:
             self.evaluate()
         adapter.save_pretrained(folder, dtype=torch.float16)
+        Reached(self.step, self.position, self.seconds).save(self.output)
         adapter.load_state_dict(trained)
         card = model_card(self.recipe, adapter, self.figures, steps=self.step, seconds=self.seconds)
         try:
@@ -224,8 +252,20 @@ class Trainer:
                 optimizer=self.optimizer.state_dict(),
                 seconds=self.seconds,
                 rng=tuple(states),
+                begun=self.begun,
+                dtype=str(self.model.backbone.dtype),
             ).save(self.output / "checkpoint.pt")
         self.accelerator.wait_for_everyone()
+
+    def _go_on_from_adapter(self, left: Reached) -> None:
+        """The checkpoint is gone: the adapter's weights are there already, the optimiser knows nothing."""
+        self.step, self.position, self.seconds = left.step, min(left.position, self.recipe.steps), left.seconds
+        self.begun = self.position
+        self.rng = random.Random(f"{self.recipe.seed} {self.accelerator.process_index} from {left.step}")
+        self.notes.append(
+            f"no checkpoint in {self.output}, but the adapter of step {left.step}: going on from its weights, with a "
+            "new warm-up"
+        )
 
     def _resume(self) -> None:
         path = self.output / "checkpoint.pt"
@@ -242,3 +282,8 @@ class Trainer:
         self.optimizer.load_state_dict(saved.optimizer)  # type: ignore[arg-type]
         self.rng = rng_from(saved.rng[self.accelerator.process_index])
         self.step, self.position, self.seconds = saved.step, saved.position, saved.seconds
+        self.begun = saved.begun
+        self.notes.append(f"going on from step {self.step} in {self.output}")
+        dtype = str(self.model.backbone.dtype)
+        if saved.dtype not in ("", dtype):
+            self.notes.append(f"until then the model computed in {saved.dtype}, here it does in {dtype}")

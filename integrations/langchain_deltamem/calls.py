@@ -10,6 +10,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from deltamem_agents import Message, SessionError, Turn
 from langchain_deltamem.errors import check_options
 from langchain_deltamem.messages import HANDLE, in_system_prompt, last_chunk, reply_message, summaries, to_engine
+from langchain_deltamem.sessions import session_name
 from langchain_deltamem.structured import as_format, format_prompt
 from langchain_deltamem.tools import is_forced
 
@@ -65,7 +66,7 @@ class EngineCall:
         if "response_format" in call:
             call["response_format"] = as_format(call["response_format"], strict=strict)
         options = {**settings, **call, "stop": () if stop is None else stop}
-        session = options["session"] = options.pop("session_id", None)
+        session = options["session"] = session_name(options.pop("session_id", None))
         check_options({name: value for name, value in options.items() if name not in BESIDE})
         alone = session is None or options.get("memory") == "off"
         forced = is_forced(options.get("tool_choice"))

@@ -12,22 +12,34 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from deltamem_agents import DeltaMemEngine, GenerationOptions, StateStore, Turn
+from deltamem_agents import (
+    DeltaMemEngine,
+    Engine,
+    GenerationOptions,
+    RemoteEngine,
+    StateStore,
+    Turn,
+    located_model,
+    located_store,
+    shared_engine,
+)
 from langchain_deltamem.calls import EngineCall
-from langchain_deltamem.engines import shared_engine
-from langchain_deltamem.errors import langchain_errors
+from langchain_deltamem.engines import remote_engine
+from langchain_deltamem.errors import ChatConfigError, check_open, langchain_errors
 from langchain_deltamem.messages import to_engine
 from langchain_deltamem.profiles import model_profile
 from langchain_deltamem.sessions import SessionChatModel
 from langchain_deltamem.structured import Method, Schema, checked_format, parser, schema_keywords, with_raw
 from langchain_deltamem.tools import ToolLike, engine_tools, tool_keywords
 
-ENGINE = ("model", "adapter", "store", "device", "dtype")
+ENGINE = ("model", "adapter", "store", "device", "dtype", "model_kwargs")
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 REMOTE = ("api_key", "base_url", "max_retries", "timeout")
 """LangChain's standard parameters that a model in this process has no use for."""
+SERVER = ("api_key", "base_url", "timeout")
+"""Those of them that reach a server."""
 
 
 class ChatDeltaMem(SessionChatModel):
@@ -43,8 +55,10 @@ class ChatDeltaMem(SessionChatModel):
     model's own `session_id`. Without any, the call is stateless: the frozen model. Calls that LangChain makes for its
     own purposes, such as summarising, never touch the memory.
 
+    `ChatDeltaMem(base_url="http://…")` asks a server that `deltamem serve` runs, and is the same in all else.
+
     LangChain's standard `max_tokens` is another name for `max_new_tokens`. Its standard parameters for remote services
-    (api_key, base_url, max_retries, timeout) are accepted with a warning: they mean nothing here.
+    (api_key, max_retries, timeout) are accepted with a warning where they mean nothing.
 
     Raises:
         DeltaMemError: see `deltamem_agents.errors`; too long a prompt is LangChain's `ContextOverflowError` as well.
@@ -53,7 +67,7 @@ class ChatDeltaMem(SessionChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     model: str = "bundled"
-    """"bundled", a folder, or a hub id of a causal LM."""
+    """"bundled", a folder, or a hub id of a causal LM. Paths are meant from where the model is made."""
     adapter: str | None = None
     """Folder or hub id of a δ-mem adapter; None takes the default one, which exists for the bundled model."""
     store: StateStore | Path | str | None = Field(default=None, exclude=True, repr=False)
@@ -62,8 +76,16 @@ class ChatDeltaMem(SessionChatModel):
     """Where to put the model."""
     dtype: str = "auto"
     """Of the backbone's weights."""
-    engine: DeltaMemEngine | None = Field(default=None, exclude=True, repr=False)
-    """An engine to use; then model, adapter, store, device and dtype are its own."""
+    model_kwargs: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
+    """Anything else transformers' `from_pretrained` takes, such as `revision`, `token` or `quantization_config`."""
+    engine: Engine | None = Field(default=None, exclude=True, repr=False)
+    """An engine to use; then model, adapter, store, device, dtype and model_kwargs are its own."""
+    base_url: str | None = None
+    """A server to use; likewise. Sessions are those that the key opens."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """What the server asks for, if it does."""
+    timeout: float | None = None
+    """How many seconds an answer of the server may take; None: ten minutes."""
 
     recent_messages: int | None = Field(default=None, ge=0)
     """How many recent messages are also in the prompt, at least; None takes the engine's. 0: the memory alone."""
@@ -86,26 +108,43 @@ class ChatDeltaMem(SessionChatModel):
     def _without_remote(cls, values: object) -> object:
         if not isinstance(values, dict):  # a model that is a field of another one is validated as it is
             return values
-        found = [name for name in REMOTE if values.get(name) is not None]
+        meant = SERVER if values.get("base_url") is not None else ()
+        found = [name for name in REMOTE if name not in meant and values.get(name) is not None]
         if found:
             text = f"{', '.join(found)}: for remote services, without effect on a model in this process"
             warnings.warn(text, UserWarning, stacklevel=3)
-        return {name: value for name, value in values.items() if name not in REMOTE}
+        return {name: value for name, value in values.items() if name not in REMOTE or name in meant}
+
+    @field_validator("model", "adapter")
+    @classmethod
+    def _located(cls, name: str | None) -> str | None:
+        return None if name is None else located_model(name)
+
+    @field_validator("store")
+    @classmethod
+    def _located_store(cls, store: StateStore | Path | str | None) -> StateStore | str | None:
+        return None if store is None else located_store(store)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         fields = type(self).model_fields
         named = [name for name in ENGINE if getattr(self, name) != fields[name].default]
-        if self.engine is not None and named:
-            raise ValueError(f"engine is given, so {', '.join(named)} would go unused: give either")
+        named += ["base_url"] if self.engine is not None and self.base_url is not None else []
+        given = "engine" if self.engine is not None else "base_url" if self.base_url is not None else None
+        if given is not None and named:
+            raise ValueError(f"{given} is given, so {', '.join(named)} would go unused: give either")
         GenerationOptions.parse({name: getattr(self, name) for name in (*SAMPLING, "stop")})
         return self
 
-    def get_engine(self) -> DeltaMemEngine:
+    def get_engine(self) -> Engine:
         """The engine behind this model, loaded at the first call and shared with models that ask for the same one."""
         if self.engine is not None:
-            return self.engine
-        return shared_engine(self.model, self.adapter, self.store, self.device, self.dtype)
+            return check_open(self.engine)
+        if self.base_url is not None:
+            key = None if self.api_key is None else self.api_key.get_secret_value()
+            with langchain_errors():
+                return remote_engine(self.base_url, key, self.timeout)
+        return self._shared(self.model, self.adapter)
 
     def bind_tools(
         self,
@@ -125,8 +164,8 @@ class ChatDeltaMem(SessionChatModel):
             tool_choice: None or "auto": the model decides. "any", "required" or True: the reply is a call of any tool.
                 A tool's name, or OpenAI's dict with one: a call of that tool. "none" or False: no call.
             parallel_tool_calls: False: a reply holds one call at most.
-            strict: True: all properties of the tools are required, and there are no others; of a `response_format`:
-                keywords that cannot be enforced are an error.
+            strict: True: all properties are required, there are no others, and what cannot be enforced of a schema,
+                such as look-around in patterns, is an error. None: it is let pass, with a warning. False: without.
             response_format: what a reply that calls no tool must be: a pydantic class, a dataclass, a TypedDict, or
                 OpenAI's dict.
             **kwargs: further keywords of the calls.
@@ -154,10 +193,10 @@ class ChatDeltaMem(SessionChatModel):
             schema: a pydantic class or a dataclass, of which the objects are then, or a TypedDict or JSON schema:
                 dicts. None: any JSON object, with "json_mode".
             method: "function_calling": a forced call of one tool. "json_schema": the reply's text is held to the
-                schema. "json_mode": the same, but what cannot be enforced of a schema is let pass. In each case the
+                schema. "json_mode": the same, without a word about what cannot be enforced of it. In each case the
                 prompt shows the schema and its descriptions, and nothing of that is written into memory.
             include_raw: give `{"raw": message, "parsed": object, "parsing_error": error}` and never fail in parsing.
-            strict: True: all properties are required, and there are no others.
+            strict: True: all properties are required, there are no others, and what cannot be enforced is an error.
             **kwargs: further keywords of the calls.
 
         Raises:
@@ -169,9 +208,7 @@ class ChatDeltaMem(SessionChatModel):
         model, parse = self.bind(**given, **kwargs), parser(schema, method)
         return with_raw(model, parse) if include_raw else model | parse
 
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None
-    ) -> int:
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[ToolLike] | None = None) -> int:
         """Tokens of a prompt that shows these messages and tools, by the model's own template."""
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages, tools)
@@ -185,7 +222,7 @@ class ChatDeltaMem(SessionChatModel):
         """Tokens of a text, by the model's own tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return list(self.get_engine().tokenizer.encode(text, add_special_tokens=False))
+        return self.get_engine().token_ids(text)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A deep copy of the settings, on the same engine and store."""
@@ -214,10 +251,9 @@ class ChatDeltaMem(SessionChatModel):
 
     @property
     def _model_name(self) -> str:
-        if self.engine is None:
-            return self.model
-        backbone = self.engine.model.backbone
-        return backbone.name_or_path or type(backbone).__name__
+        if self.engine is not None:
+            return self.engine.model_name
+        return self.model if self.base_url is None else self.base_url
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -299,16 +335,30 @@ class ChatDeltaMem(SessionChatModel):
             adapter=self.adapter,
         )
 
-    def _engine_for(self, call: EngineCall) -> DeltaMemEngine:
+    def _engine_for(self, call: EngineCall) -> Engine:
         if self._is_own(call):
             return self.get_engine()
-        store = self.store if self.engine is None else self.engine.store
-        return shared_engine(call.model, call.adapter, store, self.device, self.dtype)
+        if self.base_url is not None or isinstance(self.engine, RemoteEngine):
+            raise ChatConfigError(
+                f"the server runs a model of its own, not {call.model!r}: leave model and adapter out"
+            )
+        return self._shared(call.model, call.adapter)
 
-    async def _aengine_for(self, call: EngineCall) -> DeltaMemEngine:
+    async def _aengine_for(self, call: EngineCall) -> Engine:
         if self.engine is not None and self._is_own(call):
-            return self.engine
+            return self.get_engine()
         return await asyncio.to_thread(self._engine_for, call)  # it may have to be loaded
+
+    def _shared(self, model: str, adapter: str | None) -> DeltaMemEngine:
+        with langchain_errors():
+            return shared_engine(
+                model,
+                adapter=adapter,
+                store=self.store if self.engine is None else self.engine.store,
+                device=self.device,
+                dtype=self.dtype,
+                model_kwargs=self.model_kwargs,
+            )
 
     def _is_own(self, call: EngineCall) -> bool:
         return (call.model, call.adapter) == (self._model_name, self.adapter)

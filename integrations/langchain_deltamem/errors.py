@@ -7,14 +7,20 @@ from langchain_core.exceptions import ContextOverflowError as LangChainContextOv
 from langchain_core.exceptions import ModelInvalidRequestError, ModelNotFoundError
 
 from deltamem_agents import (
+    AdapterError,
     BackboneError,
     ConfigError,
     ContextOverflowError,
     DeltaMemError,
+    Engine,
+    FingerprintError,
     GenerationError,
     GenerationOptions,
     MessageError,
     SessionError,
+    SessionNotFoundError,
+    StateError,
+    UnsupportedArchitectureError,
 )
 
 
@@ -42,13 +48,39 @@ class ChatModelNotFoundError(BackboneError, ModelNotFoundError):
     """A model that cannot be found or loaded."""
 
 
+class ChatAdapterError(AdapterError, ModelInvalidRequestError):
+    """An adapter that cannot be loaded or does not fit."""
+
+
+class ChatFingerprintError(FingerprintError, ModelInvalidRequestError):
+    """A session or adapter that belongs to another model."""
+
+
+class ChatUnsupportedArchitectureError(UnsupportedArchitectureError, ModelInvalidRequestError):
+    """A model that the memory cannot be attached to."""
+
+
+class ChatStateError(StateError, ModelInvalidRequestError):
+    """A memory that is damaged."""
+
+
+class ChatSessionNotFoundError(SessionNotFoundError, ModelInvalidRequestError):
+    """A session that was forgotten while the call was under way."""
+
+
 _KNOWN: dict[type[DeltaMemError], type[DeltaMemError]] = {
+    AdapterError: ChatAdapterError,
     BackboneError: ChatModelNotFoundError,
     ConfigError: ChatConfigError,
     ContextOverflowError: ChatContextOverflowError,
+    FingerprintError: ChatFingerprintError,
     MessageError: ChatMessageError,
     SessionError: ChatSessionError,
+    SessionNotFoundError: ChatSessionNotFoundError,
+    StateError: ChatStateError,
+    UnsupportedArchitectureError: ChatUnsupportedArchitectureError,
 }
+"""What trying again cannot help. A store that is locked and a generation that broke down are errors of their own."""
 
 
 @contextmanager
@@ -72,3 +104,17 @@ def check_options(options: dict[str, object]) -> None:
         GenerationOptions.parse(options)
     except GenerationError as error:
         raise ChatOptionsError(str(error)) from error
+
+
+def check_open(engine: Engine) -> Engine:
+    """Gives the engine back.
+
+    Raises:
+        ChatConfigError: it has been closed.
+    """
+    if engine.closed:
+        raise ChatConfigError(
+            "this engine is closed: make the chat model with an open one (engine=…), or name model, adapter and store, "
+            "and it opens them itself"
+        )
+    return engine

@@ -12,6 +12,7 @@ from langchain_core.messages import (
     InvalidToolCall,
     SystemMessage,
     ToolMessage,
+    get_notification_metadata,
 )
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
@@ -23,16 +24,29 @@ HANDLE = "delta_mem"
 """Where a reply carries its session and snapshot, in `response_metadata`."""
 CALLS = {"tool_call", "tool_call_chunk", "tool_use", "function_call", "invalid_tool_call"}
 """Content blocks that say again what `tool_calls` says."""
-THOUGHTS = {"reasoning", "thinking", "redacted_thinking"}
-"""Content blocks of what a model, maybe another one, thought on its way to a reply: no part of what was said."""
+TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "text-plain": "text", "refusal": "refusal"}
+"""Content blocks that hold text, and where."""
+SUMMARY = "summarization"
+"""LangChain's mark of its summaries."""
 
 
 def summaries(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """LangChain's summaries of what was said before: a human's messages by their type, but nobody's words.
+    """LangChain's summaries of what was said before, which belong in front of it.
 
     The last message is what is to be replied to, whatever it is.
     """
-    return [m for m in messages[:-1] if m.additional_kwargs.get("lc_source") == "summarization"]
+    return [m for m in messages[:-1] if not is_typed(m) and m.additional_kwargs["lc_source"] == SUMMARY]
+
+
+def is_typed(message: BaseMessage) -> bool:
+    """Whether somebody said this, or part of it: what a harness adds in a human's name is marked by its source.
+
+    `merge_message_runs` joins such a message with what the human says, keeps the mark, and leaves no seam: then all of
+    it is taken for the human's, so that nothing of theirs is lost. What it makes has all fields set but its type.
+    """
+    if not isinstance(message, HumanMessage) or get_notification_metadata(message) is None:
+        return True
+    return "response_metadata" in message.model_fields_set and "type" not in message.model_fields_set
 
 
 def in_system_prompt(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
@@ -58,8 +72,9 @@ def to_engine(messages: Sequence[BaseMessage], *, whole: bool = False) -> list[M
     names: dict[str, str] = {}
     said: list[dict[str, object]] = []
     for position, message in enumerate(messages):
-        plain: dict[str, object] = {"role": _role(position, message), "content": _text(position, message)}
-        plain["id"] = message.id
+        past = any(isinstance(later, AIMessage) for later in messages[position:])
+        plain: dict[str, object] = {"role": _role(position, message), "content": _text(position, message, past=past)}
+        plain |= {"id": message.id, "absorb": is_typed(message)}
         if isinstance(message, AIMessage):
             plain |= _calls(message, str(plain["content"]))
             plain["snapshot"] = _snapshot(message)
@@ -150,24 +165,21 @@ def _role(position: int, message: BaseMessage) -> Role:
     )
 
 
-def _text(position: int, message: BaseMessage) -> str:
+def _text(position: int, message: BaseMessage, *, past: bool) -> str:
+    """The text of a message. `past`: it has been replied to, or is a reply; then what is no text is passed over."""
     if isinstance(message.content, str):
         return message.content
     texts = []
     for block in message.content:
-        if isinstance(block, str):
-            texts.append(block)
-        elif block.get("type") == "text":
-            texts.append(str(block["text"]))
-        elif isinstance(message, AIMessage) and block.get("type") in THOUGHTS:
-            continue
-        elif isinstance(message, AIMessage) and block.get("type") in CALLS:
+        kind = "text" if isinstance(block, str) else block.get("type")
+        text = block if isinstance(block, str) else block.get(TEXTS.get(str(kind), ""))
+        if isinstance(text, str):
+            texts.append(text)
+        elif isinstance(message, AIMessage) and kind in CALLS and not isinstance(block, str):
             _check_call(position, block.get("id") or block.get("call_id"), message)
-        else:
-            raise MessageError(
-                f"message {position} holds a block of type {block.get('type')!r}: this is a text model, expected text "
-                "blocks"
-            )
+        elif not past:
+            found = f"a block of type {kind!r}" + (f" whose text is {text!r}" if kind in TEXTS else "")
+            raise MessageError(f"message {position} holds {found}: this is a text model, expected text blocks")
     return "\n".join(texts)
 
 

@@ -1,16 +1,22 @@
 """Which session does a call belong to? LangChain's public calls are the only place where the config can be seen."""
 
+import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import UUID
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.config import get_config_list
+from pydantic import field_validator
 
 from deltamem_agents import MemoryMode
+
+LONGEST = 200
+"""Characters of a label at most."""
 
 
 class SessionChatModel(BaseChatModel):
@@ -39,9 +45,14 @@ class SessionChatModel(BaseChatModel):
     tool_nodes: tuple[str, ...] = ("tools",)
     """Graph nodes that run tools, by name; the default is `create_agent`'s and `ToolNode`'s."""
 
-    def with_session(self, session_id: str) -> Self:
+    @field_validator("session_id", mode="before")
+    @classmethod
+    def _named(cls, session_id: object) -> object:
+        return session_name(session_id)
+
+    def with_session(self, session_id: str | int | UUID) -> Self:
         """This model, on the same engine, with another session."""
-        return self.model_copy(update={"session_id": session_id})
+        return self.model_copy(update={"session_id": session_name(session_id)})
 
     def invoke(
         self,
@@ -132,12 +143,12 @@ class SessionChatModel(BaseChatModel):
         if not set(nodes) & set(self.tool_nodes):
             thread_session = None if label is None or self.session_from == "session_id" else str(label)
             named += [configurable.get("session_id"), thread_session, self.session_id]
-        session = next((name for name in named if name is not None), None)
+        session = session_name(next((name for name in named if name is not None), None))
         memory = "off" if "lc_source" in full.get("metadata", {}) else kwargs.get("memory") or self.memory
         thread = kwargs.get("thread")
         if thread is None:
             graphs = nodes if nodes and nodes[-1] in self.tool_nodes else nodes[:-1]  # the last one makes the call
-            thread = "/".join([*([] if label is None else [str(label)]), *graphs]) or None
+            thread = _label("/".join([*([] if label is None else [str(label)]), *graphs])) or None
         return {**kwargs, "session_id": session, "memory": memory, "thread": None if session is None else thread}
 
     def _rounds(
@@ -158,6 +169,19 @@ class SessionChatModel(BaseChatModel):
             turns.update([] if session is None else [session])
         for places in rounds.values():
             yield places, [inputs[place] for place in places], [configs[place] for place in places]
+
+
+def session_name(given: object) -> object:
+    """A session's name as text, where it is given as a number or a UUID, as LangGraph takes them."""
+    return str(given) if isinstance(given, int | UUID) and not isinstance(given, bool) else given
+
+
+def _label(path: str) -> str:
+    """A thread's label for a path of nodes that the user never gave: what makes no label is shortened by a digest."""
+    if len(path) <= LONGEST and path == path.strip() and path.isprintable():
+        return path
+    kept = "".join(letter for letter in path if letter.isprintable()).strip()
+    return f"{kept[: LONGEST - 17].strip()}~{hashlib.sha256(path.encode()).hexdigest()[:16]}"
 
 
 def _nodes(namespace: object) -> list[str]:

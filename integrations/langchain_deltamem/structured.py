@@ -1,6 +1,7 @@
 """Structured output: how a schema is put to the model, and how its reply becomes an object again."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from operator import itemgetter
@@ -10,9 +11,8 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.outputs import Generation
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import TypeAdapter
 
@@ -21,8 +21,8 @@ from langchain_deltamem.errors import check_options
 from langchain_deltamem.tools import engine_tools, plain, tool_keywords, untitled
 
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
-"""`function_calling`: a forced tool call. `json_schema`: the reply is held to the schema. `json_mode`: the same, but
-keywords that cannot be enforced are let pass. The prompt shows the schema in each case."""
+"""`function_calling`: a forced tool call. `json_schema`: the reply is held to the schema. `json_mode`: the same, and no
+word about what cannot be enforced of it. The prompt shows the schema in each case."""
 Schema: TypeAlias = dict[str, Any] | type
 FORMATS = ("text", "json_object", "json_schema", "regex", "lark")
 """Types of the engine's own response formats."""
@@ -46,7 +46,7 @@ def schema_keywords(schema: Schema | None, *, method: str, strict: bool | None) 
         lenient = False if method == "json_mode" and strict is None else strict
         keywords: dict[str, object] = {"response_format": checked_format(schema, strict=lenient)}
     else:
-        keywords = tool_keywords([schema], choice=tool_name(schema), strict=strict)
+        keywords = tool_keywords([_one_tool(schema, strict)], choice=tool_name(schema))
     traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
     return keywords if schema is None else {**keywords, "ls_structured_output_format": traced}
 
@@ -69,8 +69,8 @@ def as_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]
     Args:
         given: the engine's own dict, which is OpenAI's; a pydantic class, a dataclass, a TypedDict or a JSON schema;
             None: any JSON object.
-        strict: True: all properties are required, and there are no others. False: keywords that cannot be enforced are
-            let pass. None: they are an error. Counts where the format itself doesn't say.
+        strict: True: all properties are required, there are no others, and what cannot be enforced is an error. None:
+            it is let pass, with a warning. False: without. Counts where the format itself doesn't say.
 
     Raises:
         ConfigError: no schema can be made of what is given.
@@ -83,12 +83,14 @@ def as_format(given: Schema | None, *, strict: bool | None) -> dict[str, object]
             return given
         return {**given, "json_schema": {"strict": strict, **named}}
     try:
-        name, schema = tool_name(given), convert_to_json_schema(plain(given), strict=strict)
-    except (TypeError, ValueError, KeyError) as error:
+        function = _function(given, strict)
+    except ConfigError as error:
         raise ConfigError(
             f"no schema can be made of {given!r} ({error}): expected a pydantic class, a dataclass, a TypedDict or a "
             "JSON schema with a title"
         ) from error
+    name, described = function["name"], {"description": function["description"]} if "description" in function else {}
+    schema = {"title": name, **described, **function.get("parameters", {})}
     named = {"name": name, "schema": schema}
     return {"type": "json_schema", "json_schema": named if strict is None else {**named, "strict": strict}}
 
@@ -108,14 +110,23 @@ def format_prompt(format: object) -> list[str]:
 
 
 def tool_name(schema: Schema) -> str:
-    """What the tool of a schema is called.
+    """What the tool of a schema is called: as the schema is, as far as a tool can be called that.
 
     Raises:
         ConfigError: it is none.
     """
-    function = engine_tools([schema])[0]["function"]
-    assert isinstance(function, dict)
-    return str(function["name"])
+    named = re.sub(r"[^A-Za-z0-9_.:/-]+", "_", str(_function(schema, None)["name"])).strip("_")
+    return named[:64] or "reply"
+
+
+def _one_tool(schema: Schema, strict: bool | None) -> dict[str, Any]:
+    """The tool of which a call is the object."""
+    return {"type": "function", "function": {**_function(schema, strict), "name": tool_name(schema)}}
+
+
+def _function(schema: Schema, strict: bool | None) -> dict[str, Any]:
+    found: Any = engine_tools([schema], strict=strict)[0]["function"]
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def parser(schema: Schema | None, method: Method) -> Runnable[AIMessage, Any]:
@@ -124,10 +135,10 @@ def parser(schema: Schema | None, method: Method) -> Runnable[AIMessage, Any]:
         return parser(plain(schema), method) | RunnableLambda(TypeAdapter[Any](schema).validate_python)
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     if method == "function_calling":
-        if is_class:
-            return _ObjectParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
         assert schema is not None
-        return _DictParser(key_name=tool_name(schema), first_tool_only=True)
+        name = tool_name(schema)
+        made = _ObjectParser(tools=[schema], call=name, first_tool_only=True) if is_class else None  # type: ignore[list-item]
+        return made or _DictParser(key_name=name, first_tool_only=True)
     if is_class:
         return PydanticOutputParser(pydantic_object=schema)  # type: ignore[arg-type]
     return JsonOutputParser()
@@ -141,10 +152,22 @@ class _DictParser(JsonOutputKeyToolsParser):
 
 
 class _ObjectParser(PydanticToolsParser):
-    """Likewise, for pydantic classes."""
+    """Likewise, for pydantic classes. They need not be called as their tool is."""
+
+    call: str
+    """The tool's name."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        return _there(super().parse_result(result, partial=partial), result, partial)
+        return _there(super().parse_result(list(map(self._by_class, result)), partial=partial), result, partial)
+
+    def _by_class(self, generation: Generation) -> Generation:
+        """With the class's own name on its calls, by which LangChain looks it up."""
+        if not isinstance(generation, ChatGeneration) or not isinstance(generation.message, AIMessage):
+            return generation
+        its = getattr(self.tools[0], "model_config", {}).get("title") or self.tools[0].__name__
+        message = generation.message
+        calls = [{**call, "name": its if call["name"] == self.call else call["name"]} for call in message.tool_calls]
+        return ChatGeneration(message=message.model_copy(update={"tool_calls": calls}))
 
 
 def _there(parsed: Any, result: list[Generation], partial: bool) -> Any:

@@ -1,14 +1,15 @@
 """`DeltaMemoryBlock`: for LlamaIndex's own `Memory`, which hands over what its window has no room for."""
 
 from typing import Any
+from uuid import UUID
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import BaseMemoryBlock
 from pydantic import ConfigDict, PrivateAttr
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message
+from deltamem_agents import ConfigError, Engine, Message
 from llama_index_deltamem.engines import find_engine, register_engine
-from llama_index_deltamem.messages import new_id, to_engine
+from llama_index_deltamem.messages import new_id, session_name, to_engine
 
 THREAD = "llama-index-memory"
 """The label of what came through a block, within its session."""
@@ -43,11 +44,12 @@ class DeltaMemoryBlock(BaseMemoryBlock[str]):
     def __init__(
         self,
         *,
-        session_id: str,
-        engine: DeltaMemEngine | None = None,
+        session_id: str | int | UUID,
+        engine: Engine | None = None,
         engine_id: str | None = None,
         **data: Any,
     ) -> None:
+        session_id = session_name(session_id)
         if engine is not None:
             engine_id = register_engine(engine, engine_id)
             engine.session(session_id)  # checks the name
@@ -56,7 +58,7 @@ class DeltaMemoryBlock(BaseMemoryBlock[str]):
         super().__init__(**{**data, "engine_id": engine_id, "session_id": session_id})
 
     @property
-    def engine(self) -> DeltaMemEngine:
+    def engine(self) -> Engine:
         """The engine, found by its name.
 
         Raises:

@@ -21,6 +21,8 @@ class EngineCall:
     messages: list[Message]
     options: dict[str, Any]
     model: str
+    tool_names: Mapping[str, str]
+    """Tools' own names, where LlamaIndex describes them by others."""
 
     @classmethod
     def parse(
@@ -45,22 +47,23 @@ class EngineCall:
             MessageError: messages that the model cannot take.
         """
         call = {name: value for name, value in keywords.items() if value is not None and name not in RESOLVED}
+        names = call.pop("tool_names", {})
         if "max_tokens" in call:
             call.setdefault("max_new_tokens", call.pop("max_tokens"))
         shown = {} if reading.recent_messages is None else {"recent_messages": reading.recent_messages}
         options = {**settings, **shown, **call}
         if reading.session is None:
-            return cls(to_engine(messages, whole=True), options, model)
+            return cls(to_engine(messages, whole=True), options, model, names)
         said = to_engine(messages, session=reading.session)
         spoken = [message for message in said if message.role != "system" or message.id is None]
         options |= {"session": reading.session, "thread": reading.thread, "memory": "read"}
-        return cls(spoken or said, options, model)  # a system prompt that was put stands in the window already
+        return cls(spoken or said, options, model, names)  # a system prompt that was put stands in the window already
 
     def response(self, turn: Turn) -> ChatResponse:
         """The whole answer."""
         reply = turn.reply
         blocks = [TextBlock(text=reply.content)] if reply.content or not reply.tool_calls else []
-        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=[*blocks, *call_blocks(reply)])
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=[*blocks, *call_blocks(reply, self.tool_names)])
         tokens = {
             "prompt_tokens": turn.usage.prompt_tokens,
             "completion_tokens": turn.usage.completion_tokens,

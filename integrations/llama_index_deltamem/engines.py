@@ -2,12 +2,12 @@
 
 import hashlib
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
-from deltamem_agents import ConfigError, DeltaMemEngine, StateStore, StoreError
+from deltamem_agents import ConfigError, Engine, StateStore, shared_engine
 
-_engines: dict[str, DeltaMemEngine] = {}
-_loaded: dict[tuple[object, ...], DeltaMemEngine] = {}
+_engines: dict[str, Engine] = {}
 _lock = threading.RLock()
 
 
@@ -15,7 +15,7 @@ class EngineNotFoundError(ConfigError, LookupError):
     """An engine that this process does not have."""
 
 
-def register_engine(engine: DeltaMemEngine, name: str | None = None) -> str:
+def register_engine(engine: Engine, name: str | None = None) -> str:
     """Makes an engine known, so that memories and LLMs that were stored as JSON or pickled find it again.
 
     `DeltaMemory(engine=…)` and `DeltaMemLLM(engine=…)` do this by themselves.
@@ -35,7 +35,7 @@ def register_engine(engine: DeltaMemEngine, name: str | None = None) -> str:
         if known is not None:
             return known
         name = name or f"engine-{hashlib.sha256(engine.fingerprint.encode()).hexdigest()[:12]}"
-        if name in _engines and _is_open(_engines[name]):
+        if name in _engines and not _engines[name].closed:
             raise ConfigError(
                 f"another engine is registered as {name!r}: the same model and adapter with another store, or opened "
                 "twice; share one engine, close the other, or tell them apart by register_engine(engine, 'a name')"
@@ -44,7 +44,7 @@ def register_engine(engine: DeltaMemEngine, name: str | None = None) -> str:
         return name
 
 
-def find_engine(name: str) -> DeltaMemEngine:
+def find_engine(name: str) -> Engine:
     """The engine of this name.
 
     Raises:
@@ -68,26 +68,12 @@ def load_engine(
     store: StateStore | Path | str | None,
     device: str | None,
     dtype: str,
+    model_kwargs: Mapping[str, object] | None,
     name: str | None,
 ) -> str:
     """Loads an engine, once for the same arguments, and registers it; gives its name."""
-    place = str(store) if isinstance(store, str | Path) else None if store is None else id(store)
-    key = (model, adapter, place, device, dtype)
     with _lock:
-        if key not in _loaded or not _is_open(_loaded[key]):
-            engine = DeltaMemEngine.from_pretrained(model, adapter=adapter, store=store, device=device, dtype=dtype)
-            try:
-                register_engine(engine, name)
-            except ConfigError:
-                engine.close()
-                raise
-            _loaded[key] = engine
-        return register_engine(_loaded[key], name)
-
-
-def _is_open(engine: DeltaMemEngine) -> bool:
-    try:
-        engine.store.session("open?")
-    except StoreError:
-        return False
-    return True
+        engine = shared_engine(
+            model, adapter=adapter, store=store, device=device, dtype=dtype, model_kwargs=model_kwargs
+        )
+        return register_engine(engine, name)

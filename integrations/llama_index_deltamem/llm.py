@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any, Literal, Self, cast
+from uuid import UUID
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -22,12 +23,16 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import BaseTool
 from pydantic import ConfigDict, Field, model_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, GenerationOptions, StateStore, Turn
+from deltamem_agents import ConfigError, Engine, GenerationOptions, StateStore, Turn, located_model
 from llama_index_deltamem.calls import EngineCall, as_completion, check_memory
 from llama_index_deltamem.engines import find_engine, load_engine, register_engine
+from llama_index_deltamem.messages import session_name
 from llama_index_deltamem.sessions import STATE_ALONE, Reading, reading_of, reading_of_session, reading_of_step
 from llama_index_deltamem.structured import StructuredStreams
+from llama_index_deltamem.toolcalls import described_tool
 
+LOADED = ("model", "adapter", "store", "device", "model_kwargs")
+"""What an engine is loaded by, which has none of them given."""
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
 
 
@@ -63,6 +68,8 @@ class DeltaMemLLM(StructuredStreams):
     """Where to put the model."""
     dtype: str = "auto"
     """Of the backbone's weights."""
+    model_kwargs: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
+    """Anything else transformers' `from_pretrained` takes, such as `revision`, `token` or `quantization_config`."""
 
     session_id: str | None = None
     """Whose memory is read where neither the call nor its messages say."""
@@ -79,22 +86,25 @@ class DeltaMemLLM(StructuredStreams):
     seed: int | None = None
     stop: list[str] | None = None
 
-    def __init__(self, *, engine: DeltaMemEngine | None = None, **data: Any) -> None:
-        place = {name: data.get(name) for name in ("model", "adapter", "store", "device") if data.get(name) is not None}
+    def __init__(self, *, engine: Engine | None = None, **data: Any) -> None:
+        place = {name: data[name] for name in LOADED if data.get(name) is not None}
         if engine is not None:
             if place:
                 raise ConfigError(f"engine is given, so {', '.join(place)} would go unused: give either")
             data["engine_id"] = register_engine(engine, data.get("engine_id"))
         elif place or not data.get("engine_id"):
-            data["model"] = data.get("model") or "bundled"
+            data["model"] = located_model(data.get("model") or "bundled")
             data["engine_id"] = load_engine(
                 data["model"],
                 adapter=data.get("adapter"),
                 store=data.get("store"),
                 device=data.get("device"),
                 dtype=data.get("dtype", "auto"),
+                model_kwargs=data.get("model_kwargs"),
                 name=data.get("engine_id"),
             )
+        if data.get("session_id") is not None:
+            data["session_id"] = session_name(data["session_id"])
         if "max_tokens" in data:
             data.setdefault("max_new_tokens", data.pop("max_tokens"))
         super().__init__(**data)
@@ -110,7 +120,7 @@ class DeltaMemLLM(StructuredStreams):
         return "DeltaMemLLM"
 
     @property
-    def engine(self) -> DeltaMemEngine:
+    def engine(self) -> Engine:
         """The engine, found by its name.
 
         Raises:
@@ -129,9 +139,9 @@ class DeltaMemLLM(StructuredStreams):
             model_name=self._model_name,
         )
 
-    def with_session(self, session_id: str) -> Self:
+    def with_session(self, session_id: str | int | UUID) -> Self:
         """This LLM, on the same engine, bound to a session."""
-        return self.model_copy(update={"session_id": session_id})
+        return self.model_copy(update={"session_id": session_name(session_id)})
 
     # --- the eight calls
 
@@ -198,9 +208,12 @@ class DeltaMemLLM(StructuredStreams):
         messages = [*(chat_history or []), *([] if asked is None else [asked])]
         if not tools:
             return {"messages": messages, **kwargs}
+        described = [described_tool(tool) for tool in tools]
+        names = [(one["function"]["name"], tool.metadata.name) for one, tool in zip(described, tools, strict=True)]
+        kwargs |= {"tool_names": renamed} if (renamed := {new: old for new, old in names if new != old}) else {}
         return {
             "messages": messages,
-            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tools": described,
             "tool_choice": tool_choice or ("required" if tool_required else "auto"),
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
@@ -234,8 +247,7 @@ class DeltaMemLLM(StructuredStreams):
 
     @property
     def _model_name(self) -> str:
-        backbone = self.engine.model.backbone
-        return self.model or backbone.name_or_path or type(backbone).__name__
+        return self.model or self.engine.model_name
 
     def _asking(self, prompt: str, formatted: bool) -> list[ChatMessage]:
         text = prompt if formatted or self.completion_to_prompt is None else self.completion_to_prompt(prompt)
@@ -254,7 +266,8 @@ class DeltaMemLLM(StructuredStreams):
         if mode == "off":
             return Reading(None)
         if kwargs.get("session_id") is not None:
-            return reading_of_session(kwargs["session_id"], engine_id=self.engine_id, thread=kwargs.get("thread"))
+            session = session_name(kwargs["session_id"])
+            return reading_of_session(session, engine_id=self.engine_id, thread=kwargs.get("thread"))
         return reading_of(messages, engine_id=self.engine_id, bound=self.session_id)
 
     def _parsed(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], reading: Reading) -> EngineCall:

@@ -4,16 +4,17 @@ import asyncio
 import uuid
 from contextlib import suppress
 from typing import Any, Self
+from uuid import UUID
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import BaseMemory
 from pydantic import ConfigDict
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message, SessionError, SessionNotFoundError
+from deltamem_agents import ConfigError, Engine, Message, SessionError, SessionNotFoundError
 from llama_index_deltamem.asked import note_asked, note_put
 from llama_index_deltamem.engines import find_engine, register_engine
 from llama_index_deltamem.ledger import BEGUN_ANEW, LOOKBACK, MAIN, last_thread, not_yet_said, said, window
-from llama_index_deltamem.messages import SessionStamp, StampedMessage, from_engine, new_id, to_engine
+from llama_index_deltamem.messages import SessionStamp, StampedMessage, from_engine, new_id, session_name, to_engine
 
 
 class DeltaMemory(BaseMemory):
@@ -50,12 +51,13 @@ class DeltaMemory(BaseMemory):
     def __init__(
         self,
         *,
-        session_id: str,
-        engine: DeltaMemEngine | None = None,
+        session_id: str | int | UUID,
+        engine: Engine | None = None,
         engine_id: str | None = None,
         window: int | None = None,
         thread: str | None = None,
     ) -> None:
+        session_id = session_name(session_id)
         if engine is not None:
             engine_id = register_engine(engine, engine_id)
         elif engine_id is None:
@@ -79,8 +81,8 @@ class DeltaMemory(BaseMemory):
     def from_defaults(
         cls,
         *,
-        session_id: str | None = None,
-        engine: DeltaMemEngine | None = None,
+        session_id: str | int | UUID | None = None,
+        engine: Engine | None = None,
         chat_history: list[ChatMessage] | None = None,
         window: int | None = None,
         token_limit: int | None = None,
@@ -107,7 +109,7 @@ class DeltaMemory(BaseMemory):
         return memory
 
     @property
-    def engine(self) -> DeltaMemEngine:
+    def engine(self) -> Engine:
         """The engine, found by its name.
 
         Raises:

@@ -1,20 +1,21 @@
 """LlamaIndex messages to and from the engine's, and the stamp that says whose they are."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llama_index.core.base.llms.types import (
     CachePoint,
     ChatMessage,
+    CitableBlock,
     ContentBlock,
     MessageRole,
     TextBlock,
-    ThinkingBlock,
     ToolCallBlock,
 )
 from pydantic import BaseModel, ConfigDict
 
 from deltamem_agents import Message, MessageError, Role, as_messages, check_tool_messages
+from llama_index_deltamem.toolcalls import said_calls
 
 ROLES: dict[MessageRole, Role] = {
     MessageRole.SYSTEM: "system",
@@ -67,11 +68,11 @@ def to_engine(messages: Sequence[ChatMessage], *, session: str | None = None, wh
     said: list[dict[str, object]] = []
     for position, message in enumerate(messages):
         role = ROLES[message.role]
-        plain: dict[str, object] = {"role": role, "content": _text(position, message)}
-        calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
-        if calls:
-            plain["tool_calls"] = [_call(call) for call in calls]
-            names |= {call.tool_call_id: call.tool_name for call in calls if call.tool_call_id}
+        past = any(ROLES[later.role] == "assistant" for later in messages[position:])
+        plain: dict[str, object] = {"role": role, "content": _text(position, message, past=past)}
+        if role == "assistant" and (calls := said_calls(message)):
+            plain["tool_calls"] = calls
+            names |= {str(call["id"]): str(call["name"]) for call in calls if "id" in call}
         if role == "tool":
             answered = message.additional_kwargs.get("tool_call_id")
             plain["tool_call_id"] = answered
@@ -99,12 +100,17 @@ def from_engine(message: Message, stamp: SessionStamp) -> StampedMessage:
     )
 
 
-def call_blocks(message: Message) -> list[ToolCallBlock]:
-    """A message's tool calls as LlamaIndex's blocks."""
+def call_blocks(message: Message, names: Mapping[str, str] = {}) -> list[ToolCallBlock]:
+    """A message's tool calls as LlamaIndex's blocks; `names`: other names for some tools."""
     return [
-        ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
+        ToolCallBlock(tool_call_id=call.id, tool_name=names.get(call.name, call.name), tool_kwargs=dict(call.arguments))
         for call in message.tool_calls
     ]
+
+
+def session_name(given: str | int | uuid.UUID) -> str:
+    """A session's name, also where it is given as a number or a UUID."""
+    return str(given) if isinstance(given, int | uuid.UUID) and not isinstance(given, bool) else given  # type: ignore[return-value]
 
 
 def new_id() -> str:
@@ -112,23 +118,17 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def _text(position: int, message: ChatMessage) -> str:
+def _text(position: int, message: ChatMessage, *, past: bool) -> str:
+    """The text of a message. `past`: it has been replied to, or is a reply; then what is no text is passed over."""
     texts = []
     for block in message.blocks:
-        if isinstance(block, TextBlock):
-            texts.append(block.text)
-        elif isinstance(block, CachePoint) or (
-            isinstance(block, ThinkingBlock | ToolCallBlock) and ROLES[message.role] == "assistant"
-        ):
-            continue  # said elsewhere, or not said
-        else:
-            raise MessageError(
-                f"message {position} ({message.role.value}) holds a {type(block).__name__}: this is a text model, "
-                "expected text blocks; put what the block says into words, or leave it out"
-            )
+        parts = block.content if isinstance(block, CitableBlock) else [block]
+        for part in parts:
+            if isinstance(part, TextBlock):
+                texts.append(part.text)
+            elif not past and not isinstance(part, CachePoint):
+                raise MessageError(
+                    f"message {position} ({message.role.value}) holds a {type(part).__name__}: this is a text model, "
+                    "expected text blocks; put what the block says into words, or leave it out"
+                )
     return "\n".join(texts)
-
-
-def _call(block: ToolCallBlock) -> dict[str, object]:
-    given = {} if block.tool_call_id is None else {"id": block.tool_call_id}
-    return {"name": block.tool_name, "arguments": block.tool_kwargs, **given}

@@ -18,8 +18,35 @@ CALLS = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
 class StructuredStreams(FunctionCallingLLM):
     """An LLM whose streamed objects are valid by their class at the end, and grow until then.
 
-    Whole objects come as forced tool calls, which LlamaIndex's own programs see to.
+    Whole objects come as forced tool calls, which LlamaIndex's own programs see to; but not of classes that refer to
+    themselves, whose calls those programs cannot read.
     """
+
+    def structured_predict(
+        self,
+        output_cls: type[BaseModel],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        """An object of a class."""
+        if self.pydantic_program_mode not in CALLS or "$ref" not in output_cls.model_json_schema():
+            return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        messages, keywords = self._held_to(output_cls, prompt, llm_kwargs, prompt_args)
+        return output_cls.model_validate_json(self.chat(messages, **keywords).message.content or "")
+
+    async def astructured_predict(
+        self,
+        output_cls: type[BaseModel],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        """`structured_predict` for an event loop."""
+        if self.pydantic_program_mode not in CALLS or "$ref" not in output_cls.model_json_schema():
+            return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        messages, keywords = self._held_to(output_cls, prompt, llm_kwargs, prompt_args)
+        return output_cls.model_validate_json((await self.achat(messages, **keywords)).message.content or "")
 
     def _structured_stream_call(
         self,

@@ -19,7 +19,7 @@ from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, backbone_fin
 from deltamem_agents.adapter.files import CONFIG_FILE, PUBLISHED_WEIGHTS_FILE, WEIGHTS_FILE
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import AdapterError, ConfigError
-from tests.builders import adapted, randomised, tiny, tokens
+from tests.builders import MECHANISMS, adapted, randomised, tiny, tokens
 
 PUBLISHED = Path(__file__).parent.parent / "parity" / "qwen3_msw_qo"
 BACKBONE = tiny()
@@ -82,6 +82,9 @@ class TestRoundTrip:
                 "target_layers": st.sampled_from([None, [0], [1], [1, 0]]),
                 "absorb_roles": st.sampled_from([["user"], ["user", "tool", "assistant"]]),
                 "alpha": st.floats(0.1, 64),
+                "key_shift": st.booleans(),
+                "read_gate": st.sampled_from(["off", "token", "match"]),
+                "gate_floor": st.sampled_from([0.0, 0.3]),
             }
         ),
         rmsnorm=st.booleans(),
@@ -145,6 +148,48 @@ class TestRoundTrip:
         assert modes == {0o666 & ~mask}
 
 
+class TestFormats:
+    OLD = MECHANISMS["published"]
+
+    def as_format_1(self, folder: Path) -> None:
+        """The folder as it was written before there were the options that are new in format 2."""
+        config = json.loads((folder / CONFIG_FILE).read_text())["config"]
+        for name in (*self.OLD, "read_gate_bias_init"):
+            del config[name]
+        edit_config(folder, format="deltamem-agents/1", config=config)
+
+    def test_a_file_of_format_1_loads_with_the_new_options_off(self, tmp_path: Path) -> None:
+        adapter = adapter_of(**self.OLD)
+        adapter.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / CONFIG_FILE).read_text())["format"] == "deltamem-agents/2"
+        self.as_format_1(tmp_path)
+        back = DeltaMemAdapter.from_pretrained(tmp_path)
+        assert same(back, adapter)
+        assert {name: getattr(back.config, name) for name in self.OLD} == self.OLD
+        assert back.fingerprint() == adapter.fingerprint()
+        back.save_pretrained(tmp_path / "again")
+        assert DeltaMemAdapter.from_pretrained(tmp_path / "again").fingerprint() == adapter.fingerprint()
+
+    def test_a_file_of_format_1_has_no_tensors_of_format_2(self, tmp_path: Path) -> None:
+        adapter_of().save_pretrained(tmp_path)
+        self.as_format_1(tmp_path)
+        with pytest.raises(AdapterError, match=r"unexpected tensors .*memory_k_shift_proj.*read_gate_bias"):
+            DeltaMemAdapter.from_pretrained(tmp_path)
+
+    def test_the_new_options_are_part_of_what_an_adapter_is(self) -> None:
+        prints = {adapter_of(**self.OLD | {"gate_floor": floor}).fingerprint() for floor in (0.0, 0.2, 0.3)}
+        assert len(prints) == 3
+
+    def test_names_on_disk(self) -> None:
+        ours = {"memory_k_shift_proj", "read_gate_proj", "read_gate_bias", "read_gate_match"}
+        names = [
+            {name.rpartition(".")[2] for name in adapter_of(**options).named_tensors()}
+            for options in (MECHANISMS["gated"], self.OLD)
+        ]
+        assert names[0] - names[1] == ours
+        assert not names[1] & ours
+
+
 class TestPublished:
     def test_read(self, published: Path) -> None:
         adapter = DeltaMemAdapter.from_pretrained(published)
@@ -154,6 +199,7 @@ class TestPublished:
         assert all(torch.equal(t, tensors[name].float()) for name, t in ours.items())
         assert adapter.backbone is None
         assert adapter.config.couple_lambda
+        assert adapter.fingerprint() == "72f70e3d6b1e67b6", "sessions that were written under it are lost"
         assert set(adapter.config.absorb_roles) == {"system", "user", "assistant", "tool"}
 
     def test_saved_in_our_format(self, published: Path, tmp_path: Path) -> None:
@@ -188,6 +234,12 @@ class TestPublished:
     def test_unknown_options(self, published: Path) -> None:
         edit_config(published, shiny=1, brand_new=True)
         with pytest.raises(ConfigError, match=r"unknown options \['brand_new', 'shiny'\]"):
+            DeltaMemAdapter.from_pretrained(published)
+
+    @pytest.mark.parametrize("options", MECHANISMS.values(), ids=MECHANISMS)
+    def test_our_own_options(self, published: Path, options: dict[str, object]) -> None:
+        edit_config(published, **options)
+        with pytest.raises(ConfigError, match=r"unknown options \['gate_floor', 'key_shift', 'read_gate'\]"):
             DeltaMemAdapter.from_pretrained(published)
 
     def test_impossible_options(self, published: Path) -> None:
@@ -226,6 +278,12 @@ class TestDamage:
     def test_missing_tensors(self, saved: Path) -> None:
         edit_weights(saved, {self.name: None})
         self.refused(saved, r"model.layers.1.self_attn: missing tensors \['memory_k_proj'\], unexpected tensors \[\]")
+
+    @pytest.mark.parametrize("name", ["memory_k_shift_proj", "read_gate_proj", "read_gate_bias", "read_gate_match"])
+    def test_missing_tensors_of_format_2(self, tmp_path: Path, name: str) -> None:
+        adapter_of(read_gate="match").save_pretrained(tmp_path)
+        edit_weights(tmp_path, {f"model.layers.0.self_attn.{name}": None})
+        self.refused(tmp_path, rf"model.layers.0.self_attn: missing tensors \['{name}'\], unexpected tensors \[\]")
 
     def test_a_layer_without_its_sizes(self, saved: Path) -> None:
         edit_weights(saved, {"model.layers.1.self_attn.delta_v_proj": None})

@@ -210,6 +210,58 @@ class TestWrites:
         assert torch.allclose(model(ids, logits_to_keep=1).logits, model(ids).logits[:, -1:], atol=1e-6)
 
 
+class TestReadGates:
+    """On the whole model: where every gate is closed, the frozen model answers, bit for bit."""
+
+    @family
+    @torch.no_grad()
+    def test_closed_in_every_layer_is_the_frozen_model(self, family: str) -> None:
+        model, ids = adapted(family, **MECHANISMS["gated"]), tokens(2, LENGTH)
+        state = start(model, 2)
+        for layer in model.adapter.layers.values():
+            layer.read_gate_bias.fill_(-1e3)
+        whole, first = model(ids, state=state), model(ids[:, :5], state=state)
+        rest = model(ids[:, 5:], **warm(first))
+        assert not torch.equal(whole.state.tensor, state.tensor)  # it is written all the same
+        backbone = model.detach()
+        plain, cold = backbone(ids), backbone(ids[:, :5], use_cache=True)
+        assert torch.equal(whole.logits, plain.logits)
+        assert torch.equal(first.logits, cold.logits)
+        assert torch.equal(rest.logits, backbone(ids[:, 5:], past_key_values=cold.past_key_values).logits)
+
+    @torch.no_grad()
+    def test_tokens_before_the_first_open_one_are_the_frozen_models(self) -> None:
+        """A token after it sees, through keys and values, what was corrected there."""
+        model, ids, at = adapted(**MECHANISMS["gated"]), tokens(1, LENGTH), 6
+        state = start(model)
+        for layer in model.adapter.layers.values():
+            layer.read_gate_bias.fill_(-1e3)
+        first = model.adapter.layers[model.adapter.paths[0]]
+        hidden = model.backbone.model.layers[0].input_layernorm(model.backbone.model.embed_tokens(ids))[0]
+        seen = torch.cat([hidden[:at], hidden[at + 1 :]])
+        direction = hidden[at] - torch.linalg.lstsq(seen.T, hidden[at]).solution @ seen
+        first.in_proj[first.block["gate"]] = 4e3 * direction / (direction @ hidden[at])
+        out = model(ids, state=state, write=False, read_gates=True)
+        assert out.read_gates[0, :, 0].any(-1).tolist() == [t == at for t in range(LENGTH)]
+        plain = model.detach()(ids).logits
+        assert torch.equal(out.logits[:, :at], plain[:, :at])
+        assert not torch.equal(out.logits[:, at], plain[:, at])
+
+    @torch.no_grad()
+    def test_gates_are_given_back_where_asked_for(self) -> None:
+        model, ids = adapted(**MECHANISMS["gated"]), tokens(2, LENGTH)
+        state = start(model, 2)
+        mask = torch.ones_like(ids)
+        mask[0, :3] = 0
+        out, asked = model(ids, mask, state=state), model(ids, mask, state=state, read_gates=True)
+        assert out.read_gates is None
+        assert list(asked.read_gates.shape) == [2, LENGTH, 2, 2]
+        assert 0 <= asked.read_gates.min() < asked.read_gates.max() <= 1
+        assert close(asked.logits[mask.bool()], out.logits[mask.bool()])
+        assert same_rows(asked, out)
+        assert adapted(**MECHANISMS["published"])(ids, read_gates=True).read_gates is None
+
+
 class TestArguments:
     @torch.no_grad()
     def test_what_does_not_fit_is_refused(self) -> None:

@@ -49,12 +49,14 @@ MISTRAL_3 = (  # the system prompt stands in the last question
     '{%- elif message["role"] == "tool_results" or message["role"] == "tool" %}'
     '{%- if message.tool_call_id is not defined or message.tool_call_id | length != 9 %}'
     '{{- raise_exception("Tool call IDs should be alphanumeric strings with length 9!") }}{%- endif %}'
-    '{{- \'[TOOL_RESULTS] {"content": \' + (message.content | tojson) + \', "call_id": "\' + message.tool_call_id + \'"}'
+    '{{- \'[TOOL_RESULTS] {"content": \' + (message.content | tojson) + \', "call_id": "\' '
+    '+ message.tool_call_id + \'"}'
     "[/TOOL_RESULTS]' }}"
     '{%- else %}{{- raise_exception("Only user and assistant roles are supported!") }}{%- endif %}{%- endfor %}'
 )
 GEMMA_2 = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
@@ -103,7 +105,8 @@ QWEN_2 = (
     "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 QWEN_3 = (  # thinking goes from all answers before the last question
-    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}"
+    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}"
+    "{%- endif %}"
     "{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}"
     "{%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}"
     '{%- if ns.multi_step_tool and message.role == "user" and message.content is string and not('
@@ -125,13 +128,15 @@ QWEN_3 = (  # thinking goes from all answers before the last question
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 PHI_3 = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '<|end|>\n' }}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ '<|system|>\n' + message['content'] + '<|end|>\n' }}"
     "{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '<|end|>\n' }}"
     "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\n' + message['content'] + '<|end|>\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 GRANITE_3 = (
-    "{%- if messages[0]['role'] != 'system' %}{{- '<|start_of_role|>system<|end_of_role|>You are Granite.<|end_of_text|>\n' }}"
+    "{%- if messages[0]['role'] != 'system' %}"
+    "{{- '<|start_of_role|>system<|end_of_role|>You are Granite.<|end_of_text|>\n' }}"
     "{%- endif %}{%- for message in messages %}"
     "{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}"
@@ -207,7 +212,8 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         inner = Tokenizer(models.Unigram())
         inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
         inner.decoder = decoders.Metaspace(prepend_scheme="always")
-        trainer = trainers.UnigramTrainer(unk_token="<unk>", initial_alphabet=[chr(code) for code in range(33, 127)], **size)
+        letters = [chr(code) for code in range(33, 127)]
+        trainer = trainers.UnigramTrainer(unk_token="<unk>", initial_alphabet=letters, **size)
     else:
         inner = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
         trainer = trainers.BpeTrainer(initial_alphabet=["▁", *(chr(code) for code in range(33, 127)), "\n"], **size)

@@ -63,7 +63,8 @@ def test_prompts_are_those_of_transformers_token_by_token(name: str, kind: str) 
 def test_each_message_has_its_own_tokens(name: str, kind: str) -> None:
     chat = made(name, kind)
     system = [] if name in NO_SYSTEM else ["system: sys zero"]
-    messages = talk(*system, "user: cat one", "assistant: mat two", "user: sat three", "assistant: hat four", "user: five")
+    said = ("user: cat one", "assistant: mat two", "user: sat three", "assistant: hat four", "user: five")
+    messages = talk(*system, *said)
     texts = by_message(chat, messages)
     for number, message in enumerate(messages):
         assert [owner for owner, text in texts.items() if message.content.split()[-1] in text] == [number], texts

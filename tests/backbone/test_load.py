@@ -101,3 +101,21 @@ def test_context_length_and_ends() -> None:
     del endless.config.max_position_embeddings
     with pytest.raises(UnsupportedArchitectureError, match=r"max_position_embeddings=None.*set it"):
         context_length(endless)
+
+
+def test_a_tokenizer_comes_from_where_its_model_does(sound: Path, tmp_path: Path) -> None:
+    """Two revisions in a hub's cache, with templates of their own."""
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "1" * 40), ("v2", "2" * 40)):
+        (repository / "refs" / revision).write_text(commit)
+        folder = shutil.copytree(sound, repository / "snapshots" / commit / "inner")
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = f"{{# {revision} #}}"
+        tokenizer.save_pretrained(folder)
+    where = {"cache_dir": tmp_path, "local_files_only": True, "subfolder": "inner"}
+    for revision in ("main", "v2"):
+        _, loaded = load_backbone("owner/name", model_kwargs={"revision": revision, **where})
+        assert loaded.chat_template == f"{{# {revision} #}}"
+    with pytest.raises(BackboneError, match="could not be loaded"):
+        load_backbone("owner/name", model_kwargs={"revision": "v3", **where})

@@ -9,8 +9,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
 from deltamem_agents.backbone.blocks import mark
+from deltamem_agents.backbone.bundled import bundled_is_cached, bundled_path
 from deltamem_agents.backbone.template import ChatTemplate, Segment
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message

@@ -1,16 +1,17 @@
 """Tools in prompts and replies: described, called and answered as each chat template has it."""
 
 import json
+import re
+import warnings
 from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import JsonValue
 
 from deltamem_agents.backbone.calls import HERMES, CallSyntax
 from deltamem_agents.backbone.template import ChatTemplate
-from deltamem_agents.backbone.tools import LARGEST, Tool, ToolUse, constraining
+from deltamem_agents.backbone.tools import Tool, ToolUse
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.messages import Message, ToolCall
 from tests.backbone.test_template import ALTERNATING, CHATML, DEFAULT_SYSTEM, INST, ids_of, talk, tokenizer
@@ -104,9 +105,31 @@ class TestTools:
         with pytest.raises(ConfigError, match="two tools are called 'add'"):
             ToolUse.parse([ADD, ADD])
 
-    def test_keywords_that_cannot_be_enforced_pass(self) -> None:
+    @pytest.mark.parametrize(
+        ("schema", "words"),
+        [
+            ({"type": "array", "uniqueItems": True}, '"uniqueItems"'),
+            ({"type": "array", "contains": {"const": 1}}, '"contains"'),
+            ({"if": {"type": "string"}, "then": {"minLength": 3}}, '"if", "then"'),
+            ({"type": "string", "pattern": "^a(?!b)"}, "pattern '^a(?!b)'"),
+            ({"type": "object", "patternProperties": {"^(?!_)": True}}, "names '^(?!_)'"),
+        ],
+        ids=["uniqueItems", "contains", "if", "pattern", "names"],
+    )
+    def test_what_cannot_be_enforced_passes_and_is_said_once(
+        self, request: pytest.FixtureRequest, schema: dict[str, object], words: str
+    ) -> None:
         """A tool from elsewhere stays usable; what it gets is held to the rest."""
-        ToolUse.parse([{"name": "a", "parameters": {"properties": {"x": {"type": "array", "uniqueItems": True}}}}])
+        name = f"of_{request.node.callspec.id}"
+        described = {"name": name, "parameters": {"properties": {"x": schema}}}
+        with pytest.warns(UserWarning, match=f"tool '{name}'.*{re.escape(words)}"):
+            ToolUse.parse([described])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ToolUse.parse([described])
+            ToolUse.parse([{**described, "name": "another", "strict": False}])
+        with pytest.raises(ConfigError, match=rf"strict, but calls cannot be held to .*{re.escape(words)}"):
+            ToolUse.parse([{"type": "function", "function": {**described, "strict": True}}])
 
     @pytest.mark.parametrize(
         ("choice", "expected"),
@@ -315,24 +338,3 @@ class TestSyntax:
             ids = made.encode(reply, add_special_tokens=False)
             content, calls = chat.parse_reply(reply, TOOLS, ids=ids, opening=opening)
             assert (content, [c.name for c in calls]) == (reply if expected[0] is None else expected[0], expected[1])
-
-
-def test_numbers_without_limits_get_them() -> None:
-    schema: dict[str, JsonValue] = {
-        "type": "object",
-        "properties": {
-            "any": {"type": "number"},
-            "positive": {"type": "integer", "exclusiveMinimum": 0},
-            "huge": {"type": "number", "minimum": 1e20},
-            "chosen": {"type": "number", "enum": [1, 1e300]},
-            "maybe": {"type": ["number", "null"]},
-        },
-    }
-    found = constraining(schema, lenient=False)["properties"]
-    assert found == {
-        "any": {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
-        "positive": {"type": "integer", "exclusiveMinimum": 0, "maximum": LARGEST},
-        "huge": {"type": "number", "minimum": 1e20},
-        "chosen": {"type": "number", "enum": [1, 1e300]},
-        "maybe": {"type": ["number", "null"], "minimum": -LARGEST, "maximum": LARGEST},
-    }

@@ -18,6 +18,7 @@ TARGETS = {
     f"turn {QUICK.late} ÷ turn {QUICK.early}, window of 4 messages": 1.05,
     "state load of a session, new process": 20,
     f"peak memory, {QUICK.process_tokens} tokens ÷ frozen": 1.02,
+    "rendering 2,000 short messages ÷ 500": 5.0,
 }
 
 
@@ -109,6 +110,17 @@ def test_the_head_says_where_and_on_what(report: BenchReport) -> None:
     assert report.setup["mode"] == "quick"
     assert "torch" in report.setup["versions"]
     assert "cores" in report.setup["machine"]
+
+
+def test_the_mechanism_is_compared_with_the_one_before(report: BenchReport) -> None:
+    """Decoding, written and only read, and prefill: against each other and the frozen backbone, in the same turns."""
+    rows = {row.name: row for row in report.rows if "gated on" in row.name}
+    assert len(rows) == 9
+    for case in ("decode per token, written", "decode per token, only read", f"prefill of {QUICK.prefill[-1]} tokens"):
+        pair = rows[f"{case}, gated on o ÷ ungated on q and o"].measured
+        ours, theirs = (rows[f"{case}, {name} ÷ frozen"].measured for name in ("gated on o", "ungated on q and o"))
+        assert pair == (ours[0], theirs[0])
+        assert ours[1] == theirs[1]
 
 
 def test_scans_are_compared(report: BenchReport) -> None:

@@ -1,14 +1,19 @@
 """`deltamem chat`: piped, and with somebody at the terminal."""
 
 import io
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+import deltamem_agents
 from deltamem_agents import DeltaMemEngine, SQLStore
 from deltamem_agents.cli import app
+from deltamem_agents.cli.app import Commands, deltamem
 from deltamem_agents.cli.chat import Conversation
 from tests.cli.conftest import Saved
 
@@ -42,7 +47,7 @@ def test_each_turn_has_a_status_line(saved: Saved) -> None:
 
     first, second = result.stderr.splitlines()
     assert "prompt tokens (0 cached)" in first
-    assert " of state · " in first
+    assert "of state" not in first
     assert first.endswith("cut at --max-new-tokens")
     assert "(0 cached)" not in second
 
@@ -112,6 +117,88 @@ def test_no_adapter_for_this_model_is_an_error(saved: Saved) -> None:
 
     assert result.exit_code == 1
     assert "no adapter ships" in result.stderr
+    assert "--adapter" in result.stderr
+
+
+@pytest.mark.parametrize("word", ["/forgett", "/Help", "/", "/quit now", "/exit"])
+def test_an_unknown_command_is_not_said(saved: Saved, word: str) -> None:
+    result = saved.chat("--max-new-tokens", "2", say=f"One\n{word}\n")
+
+    assert result.exit_code == 1
+    assert f"{word.split()[0]} is no command, and was not said: expected /help, /forget, /quit" in result.stderr
+    with SQLStore(saved.store) as store:
+        assert [info.messages for info in store.sessions()] == [2]
+
+
+def test_help_lists_the_commands(saved: Saved) -> None:
+    result = saved.chat(say="/help\n")
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert all(command in result.stderr for command in ("/help", "/forget", "/quit", "Ctrl-C"))
+    assert names(saved) == []
+
+
+@pytest.mark.parametrize("said", ["//help", "/etc/hosts is a file", "/usr/bin"])
+def test_what_begins_with_a_slash_can_be_said(saved: Saved, said: str) -> None:
+    assert saved.chat("--max-new-tokens", "2", say=f"{said}\n").exit_code == 0
+    with SQLStore(saved.store) as store:
+        text = store.log("alice")[0].entries[0].text or ""
+    assert f'"content":"{said.replace("//", "/")}"' in text
+
+
+def test_how_a_model_is_loaded_can_be_said(saved: Saved) -> None:
+    options = ("--device", "cpu", "--dtype", "bfloat16", "--model-kwargs", '{"attn_implementation": "eager"}')
+    assert saved.chat("--max-new-tokens", "2", *options, say="One\n").exit_code == 0
+    bad = saved.chat("--dtype", "float17", say="One\n")
+    assert (bad.exit_code, bad.stderr.count("Traceback")) == (1, 0)
+    for broken in ("{", "[1]"):
+        result = saved.chat("--model-kwargs", broken, say="One\n")
+        assert (result.exit_code, "--model-kwargs is" in result.stderr) == (1, True)
+
+
+def test_the_folder_of_a_training_run_stands_for_its_adapter(saved: Saved, tmp_path: Path) -> None:
+    shutil.copytree(saved.adapter, tmp_path / "mine" / "adapter")
+    where = ["--model", str(saved.model), "--adapter", str(tmp_path / "mine"), "--store", str(saved.store)]
+    result = CliRunner().invoke(app, ["chat", "--session", "alice", "--max-new-tokens", "2", *where], input="One\n")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_model_folder_that_is_not_there() -> None:
+    result = CliRunner().invoke(app, ["chat", "--session", "alice", "--model", "./nope"])
+    assert result.exit_code == 1
+    assert "there is no folder ./nope" in result.stderr
+
+
+def test_a_store_in_a_folder_that_is_not_there(saved: Saved, tmp_path: Path) -> None:
+    where = ["--model", str(saved.model), "--adapter", str(saved.adapter), "--store", str(tmp_path / "no" / "s.db")]
+    result = CliRunner().invoke(app, ["chat", "--session", "alice", *where], input="One\n")
+    assert result.exit_code == 1
+    assert f"there is no folder {tmp_path / 'no'}; make it" in result.stderr
+
+
+def test_a_reply_longer_than_the_context_is_blamed_rightly(saved: Saved) -> None:
+    result = saved.chat("--max-new-tokens", "100000", say="One\n")
+    assert result.exit_code == 1
+    assert "max_new_tokens is 100000, and the model's context is 2048 tokens" in result.stderr
+
+
+def test_the_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout.strip()) == (0, deltamem_agents.__version__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", deltamem_agents.__version__)
+
+
+def test_a_missing_extra_is_named() -> None:
+    command = typer.Typer(cls=Commands)
+    command.callback()(deltamem)
+
+    @command.command()
+    def lacking() -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    result = CliRunner().invoke(command, ["lacking"])
+    assert result.exit_code == 1
+    assert "pip install 'deltamem-agents[train]'" in result.stderr
 
 
 def test_a_bad_option_is_a_usage_error(saved: Saved) -> None:

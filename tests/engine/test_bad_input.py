@@ -210,8 +210,8 @@ def test_a_message_longer_than_the_context_names_the_numbers(start: Start) -> No
     with pytest.raises(ContextOverflowError, match=r"the prompt has \d+ tokens, but \d+ fit .*name a session"):
         engine.generate([long], max_new_tokens=20)
     with pytest.raises(ContextOverflowError, match=r"system prompt and shown context take \d+ tokens"):
-        engine.generate([Message(role="system", content="word " * 100), user("hi")], session="alice")
-    with pytest.raises(ConfigError, match="max_new_tokens is 1000, and the model's context is 256 .*at most 247"):
+        engine.generate([Message(role="system", content="word " * 100), user("hi")], session="alice", max_new_tokens=20)
+    with pytest.raises(ConfigError, match=r"max_new_tokens is 1000, and the model's context is 256 .*at most 247"):
         engine.generate([user("hi")], session="alice", max_new_tokens=1000)
     goes_on(engine)
 
@@ -273,7 +273,7 @@ def test_folders_that_are_not_there(tmp_path: Path) -> None:
         DeltaMemEngine.from_pretrained(tmp_path / "nothing", adapter=tmp_path / "adapter")
     with pytest.raises(AdapterError, match="nothing"):
         DeltaMemEngine.from_pretrained(tmp_path, adapter=tmp_path / "nothing")
-    with pytest.raises(AdapterError, match=r"no adapter ships for .*pass adapter="):
+    with pytest.raises(AdapterError, match=r"no adapter ships for .*adapter=…"):
         DeltaMemEngine.from_pretrained(tmp_path)
 
 

@@ -29,6 +29,8 @@ from deltamem_agents.engine.inspection import (
 )
 from deltamem_agents.engine.last_turn import LastTurn
 from deltamem_agents.engine.prompts import PromptWriter
+from tests.builders import MECHANISMS
+from tests.chat import chat_model
 from tests.engine.conftest import model_for
 from tests.truth import by_the_book, weights_of
 
@@ -250,7 +252,7 @@ def test_strengths_and_gates_are_those_of_the_layers(start: Start) -> None:
     replayed(engine, model)
     for hook in hooks:
         hook.remove()
-    strengths, betas, lams = [], [], []
+    strengths, betas, lams, gates = [], [], [], []
     for layer in layers:
         hidden, weights, state, carry, found = seen[layer], weights_of(layer), torch.zeros(1, 2, 4, 4), None, []
         for t in range(hidden.shape[1]):
@@ -258,18 +260,60 @@ def test_strengths_and_gates_are_those_of_the_layers(start: Start) -> None:
             truth = by_the_book(weights, layer.config, hidden[:, t : t + 1], state, write=on, carry=carry)
             if on:
                 change = float((truth.state - state).norm() / truth.state.norm()) if truth.state.any() else 0.0
-                found.append((change, float(truth.betas.mean()), float(truth.keeps.mean())))
+                numbers = (truth.betas, truth.keeps, truth.gates)
+                found.append((change, *(float(number.mean()) for number in numbers)))
             state, carry = truth.state, truth.carry
-        for numbers, per_write in zip((strengths, betas, lams), zip(*found, strict=True), strict=True):
+        for numbers, per_write in zip((strengths, betas, lams, gates), zip(*found, strict=True), strict=True):
             numbers.append(per_write)
 
-    strengths, betas, lams = (torch.tensor(numbers) for numbers in (strengths, betas, lams))  # [layers, writes]
+    numbers = (strengths, betas, lams, gates)
+    strengths, betas, lams, gates = (torch.tensor(number) for number in numbers)  # [layers, writes]
     assert [write.strength for write in writes] == pytest.approx(strengths.mean(0).tolist(), abs=1e-4)
     assert [write.write_gate for write in writes] == pytest.approx(betas.mean(0).tolist(), abs=1e-4)
     assert [write.keep_gate for write in writes] == pytest.approx(lams.mean(0).tolist(), abs=1e-4)
     assert last.write_gates == pytest.approx(betas.mean(1).tolist(), abs=1e-4)
     assert last.keep_gates == pytest.approx(lams.mean(1).tolist(), abs=1e-4)
+    assert [write.read_gate for write in writes] == pytest.approx(gates.mean(0).tolist(), abs=1e-4)
+    assert last.read_gates == pytest.approx(gates.mean(1).tolist(), abs=1e-4)
+    assert [(r.text, r.gate) for m in last.messages for r in m.reads or ()] == [(w.text, w.read_gate) for w in writes]
     assert strengths[:, 0].tolist() == [1.0] * len(layers)  # all of the state is its first write
+
+
+def test_reads_are_told_of_messages_that_are_not_written_too(engine: DeltaMemEngine) -> None:
+    say(engine, "one", "the cat")
+    last = last_of(inspect(engine, "alice"))
+    for message in last.messages:
+        assert message.reads
+        assert all(0 <= read.gate <= 1 for read in message.reads)
+    assert not last.messages[1].written
+    (turn,) = engine.store.line(engine.store.session("alice").head)[-1:]  # type: ignore[union-attr, arg-type]
+    assert [len(message.reads or ()) for message in last.messages] == [entry.tokens for entry in turn.entries]
+    everything = [read.gate for message in last.messages for read in message.reads or ()]
+    assert sum(last.read_gates) / len(last.read_gates) == pytest.approx(sum(everything) / len(everything), abs=1e-5)
+
+
+def test_a_span_reads_as_its_tokens_do(start: Start) -> None:
+    engine = start(model_for(granularity="sentence_mean"))
+    say(engine, "Tom is a cat. He purrs.")
+    (user, _) = last_of(inspect(engine, "alice")).messages
+    gates = [read.gate for read in user.reads or ()]
+    for write in user.writes or ():
+        assert write.read_gate == pytest.approx(sum(gates[: write.tokens]) / write.tokens, abs=1e-6)
+        gates = gates[write.tokens :]
+    assert not gates
+
+
+def test_reads_without_a_gate_are_not_told(start: Start) -> None:
+    engine = start(chat_model(**MECHANISMS["published"]))
+    say(engine, "one")
+    view = inspect(engine, "alice")
+    last = last_of(view)
+    assert last.read_gates == ()
+    assert [message.reads for message in last.messages] == [(), ()]
+    assert {write.read_gate for write in last.messages[0].writes or ()} == {None}
+    assert last.drift is not None
+    assert last.drift < 1e-3
+    assert "reads open" not in str(view)
 
 
 def replayed(engine: DeltaMemEngine, model: DeltaMemModel) -> None:
@@ -311,7 +355,8 @@ def test_texts_that_are_not_kept(start: Start) -> None:
         ("user", True, None, None),
         ("assistant", False, None, None),
     ]
-    assert (last.write_gates, last.keep_gates, last.drift) == ((), (), None)
+    assert (last.write_gates, last.keep_gates, last.read_gates, last.drift) == ((), (), (), None)
+    assert {message.reads for message in last.messages} == {None}
 
 
 def test_nothing_is_changed_by_looking(engine: DeltaMemEngine) -> None:
@@ -337,10 +382,19 @@ def test_a_view_is_text_and_json(engine: DeltaMemEngine) -> None:
     assert "session 'alice': 1 turns, 2 messages" in text
     assert "replaced by the last 1 turns: 100%" in text
     assert f"user: strength {user.strength:.3f}" in text
-    assert "assistant: not written" in text
+    assert "assistant: not written, reads open up to 0." in text
     assert "text not kept" in str(replace(view, last=last_of_unknown(view)))
 
 
 def last_of_unknown(view: MemoryView) -> LastTurn:
     last = last_of(view)
-    return replace(last, messages=tuple(replace(m, writes=None, strength=None) for m in last.messages))
+    return replace(last, messages=tuple(replace(m, writes=None, strength=None, reads=None) for m in last.messages))
+
+
+@pytest.mark.parametrize("recent", [0, 1, 2, 16])
+def test_a_turn_is_run_again_behind_the_window_that_it_was_made_with(recent: int, engine: DeltaMemEngine) -> None:
+    """Which is not on record: the picture must be of the stored state, whatever the engine's own window is."""
+    say(engine, "the cat", "is as", "the user", "an", "the the", recent_messages=recent)
+    drift = last_of(inspect(engine, "alice")).drift
+    assert drift is not None
+    assert drift < 0.01

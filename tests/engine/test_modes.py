@@ -97,8 +97,6 @@ def test_without_memory_the_whole_history_is_the_prompt(start: Start) -> None:
     history = [user("hi"), Message(role="assistant", content="ok"), user("the cat")]
     turn = start().generate(history, max_new_tokens=TOKENS)
     assert turn.usage.prompt_tokens == len(PROMPT) + len(message_ids(history[0])) + len(message_ids(history[1]))
-    with pytest.raises(MessageError, match="nothing to reply to"):
-        start().generate(history[:2])
 
 
 @pytest.mark.parametrize("roles", [("user",), ALL])
@@ -164,8 +162,8 @@ def test_a_bad_request_in_a_batch_keeps_all_of_it_out(start: Start) -> None:
     engine = start()
     with pytest.raises(MessageError):
         engine.batch([[user("hi")], []], sessions=["alice", "bob"])
-    with pytest.raises(MessageError, match="nothing new"):
-        engine.batch([[user("hi")], [Message(role="assistant", content="x")]], sessions=["alice", "bob"])
+    with pytest.raises(MessageError, match="shorten or split"):
+        engine.batch([[user("hi")], [user("x" * 9999)]], sessions=["alice", "bob"])
     with pytest.raises(GenerationError):
         engine.batch([[user("hi")]], sessions=["alice"], nonsense=1)
     assert engine.sessions() == []

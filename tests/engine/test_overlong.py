@@ -22,20 +22,20 @@ def shown(engine: DeltaMemEngine, session: str) -> list[Message]:
 
 @pytest.mark.parametrize("roles", [("user",), ("user", "tool")])
 def test_a_tool_answer_longer_than_the_context(roles: tuple[str, ...], start: Start) -> None:
-    engine = start(model_for(roles, context=256))
+    engine = start(model_for(roles, context=512))
     history = [user("What does it say?"), CALL, ANSWER]
     turn = engine.generate(history, session="alice", max_new_tokens=8)
-    assert 100 < turn.usage.prompt_tokens <= 256 - 8
-    question, call, answer, reply = shown(engine, "alice")
+    assert 250 < turn.usage.prompt_tokens <= 512 - 8
+    question, call, answer, _ = shown(engine, "alice")
     assert (question, call.tool_calls) == (history[0], CALL.tool_calls)
     assert (answer.content, answer.digest()) == (LONG, ANSWER.digest())
-    assert answer.as_shown.content.startswith(LONG[:100])
+    assert answer.as_shown.content.startswith(LONG[:20])
     assert answer.as_shown.content.endswith(f"[cut here: {answer.cut} of {len(LONG):,} characters are shown]")
 
     again = engine.generate([*history, turn.reply, user("And?")], session="alice", max_new_tokens=8)
     assert engine.session("alice").info.messages == 6  # it is known, and was not absorbed again
     assert again.usage.cached_tokens > 0
-    assert again.usage.prompt_tokens <= 256 - 8
+    assert again.usage.prompt_tokens <= 512 - 8
 
 
 def test_it_reads_the_same_after_a_restart(start: Start) -> None:
@@ -51,12 +51,12 @@ def test_it_reads_the_same_after_a_restart(start: Start) -> None:
 
 
 def test_several_share_the_room_with_the_question(start: Start) -> None:
-    engine = start(model_for(context=512))
+    engine = start(model_for(context=1024))
     calls = CALL.model_copy(update={"tool_calls": tuple(ToolCall(name="read", arguments={}, id=i) for i in "abc")})
     answers = [ANSWER.model_copy(update={"tool_call_id": i, "content": f"{i} {LONG}"}) for i in "abc"]
     turn = engine.generate([user("Which?"), calls, *answers], session="alice", max_new_tokens=8)
     assert turn.usage.prompt_tokens > 250
-    assert all(0 < (m.cut or 0) for m in shown(engine, "alice")[2:5])
+    assert all((m.cut or 0) > 0 for m in shown(engine, "alice")[2:5])
 
 
 def test_whatever_is_not_the_question(start: Start) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 
 import jsonschema
@@ -154,7 +155,7 @@ def test_what_a_schema_does_not_name_is_not_made_up() -> None:
         ({"type": "xml"}, "response_format: .*'json_object', 'json_schema', 'regex', 'lark'"),
         ({"type": "json_schema"}, r"response_format\.json_schema\.json_schema: Field required"),
         (schema_format({"type": "strin"}), "Invalid type: strin"),
-        (schema_format({"type": "array", "uniqueItems": True}), "Unimplemented keys: .*uniqueItems"),
+        (schema_format({"type": "array", "uniqueItems": True}, strict=True), "Unimplemented keys: .*uniqueItems"),
         (schema_format({"type": "string", "minLength": 3, "maxLength": 1}), "Unsatisfiable schema"),
         ({"type": "regex", "regex": "(?=a)b"}, "look-around"),
         ({"type": "regex", "regex": "["}, "unclosed character class"),
@@ -167,8 +168,16 @@ def test_bad_formats_are_named(format: object, words: str) -> None:
         GenerationOptions.parse({"response_format": format})
 
 
-def test_what_cannot_be_enforced_passes_only_when_asked() -> None:
-    GenerationOptions.parse({"response_format": schema_format({"type": "array", "uniqueItems": True}, strict=False)})
+def test_what_cannot_be_enforced_is_said_once_or_refused() -> None:
+    schema: dict[str, object] = {"type": "array", "items": {"pattern": "^a(?!b)"}, "uniqueItems": True}
+    with pytest.warns(UserWarning, match=r"(?s)format 'numbers'.*pattern '\^a\(\?!b\)'.*uniqueItems"):
+        GenerationOptions.parse({"response_format": schema_format(schema, name="numbers")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GenerationOptions.parse({"response_format": schema_format(schema, name="numbers")})
+        GenerationOptions.parse({"response_format": schema_format(schema, name="others", strict=False)})
+    with pytest.raises(GenerationError, match="uniqueItems"):
+        GenerationOptions.parse({"response_format": schema_format(schema, strict=True)})
     assert GenerationOptions.parse({"response_format": {"type": "text"}}).response_format is None
 
 

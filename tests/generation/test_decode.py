@@ -10,6 +10,7 @@ from deltamem_agents import DeltaMemModel, GenerationOptions
 from deltamem_agents.generation import Lane, Piece, Row, Sampler, TextStream, can_batch, decode, feed
 from tests.builders import adapted
 from tests.chat import VOCABULARY, byte_tokenizer, chat_backbone, chat_model
+from tests.generation.lanes import lane as constrained
 
 PROMPTS = [[5, 6, 7, 8, 9], [50, 60], [9] * 40, list(range(3, 30))]
 END = 2
@@ -161,3 +162,24 @@ def test_long_prompts_are_fed_in_chunks() -> None:
 def test_sampler_takes_whatever_has_any_probability() -> None:
     options = GenerationOptions.parse({"temperature": 0.01, "seed": 0})
     assert Sampler(options, torch.device("cpu")).choose([1], torch.tensor([0.0, 50.0, 1.0])) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_reply_that_holds_no_run_twice(size: int, model: DeltaMemModel) -> None:
+    """It may quote the prompt, and it goes on as it would up to the first repetition."""
+    free = decoded(model, PROMPTS[2], ends=(), max_new_tokens=60)
+    held = decoded(model, PROMPTS[2], ends=(), max_new_tokens=60, no_repeat_ngram_size=size)
+    runs = [tuple(held[at : at + size]) for at in range(len(held) - size + 1)]
+    assert len(set(runs)) == len(runs) == 61 - size
+    whole = [tuple(free[at : at + size]) for at in range(len(free) - size + 1)]
+    first = next((n for n, run in enumerate(whole) if run in whole[:n]), len(whole))
+    assert held[: first + size - 1] == free[: first + size - 1]
+    assert decoded(model, PROMPTS[2], ends=(), max_new_tokens=60, no_repeat_ngram_size=0) == free
+
+
+def test_what_a_reply_is_held_to_comes_first(model: DeltaMemModel) -> None:
+    pairs = {"type": "regex", "regex": "(ab){9}"}
+    for size in (0, 2):
+        one = constrained(model, PROMPTS[0], max_new_tokens=40, response_format=pairs, no_repeat_ngram_size=size)
+        decode(model, [one], (END,))
+        assert one.stream.text == "ab" * 9

@@ -54,6 +54,19 @@ def test_structured_replies(model: DeltaMemModel, count: int) -> None:
             jsonschema.validate(json.loads(one.stream.text), schema)
 
 
+@pytest.mark.parametrize(
+    "format", [{"type": "json_object"}, schema_format({"type": "object", "properties": {"v": {}}, "required": ["v"]})]
+)
+def test_any_json_is_finite(model: DeltaMemModel, format: dict[str, object]) -> None:
+    rng = random.Random(2)
+    ((_, *cases),) = rounds(TOGETHER, rng)
+    lanes = [lane(model, prompt, max_new_tokens=120, response_format=format, **sampling) for prompt, sampling in cases]
+    decode(model, lanes, ENDS)
+    read = [json.loads(one.stream.text) for one in lanes]
+    assert all(json.dumps(value, allow_nan=False) for value in read)
+    assert any(isinstance(number, int | float) for value in read for number in value.values())
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_forced_calls(model: DeltaMemModel, count: int) -> None:
     """Of any of three tools, or of one by name, in two syntaxes."""

@@ -1,11 +1,15 @@
 """What cannot be served is refused in words that LangChain's users know, and changes no session."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import langchain_core.exceptions
 import pytest
+from langchain.agents.middleware._retry import default_retry_on
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -21,11 +25,13 @@ import deltamem_agents
 from deltamem_agents import (
     AdapterError,
     BackboneError,
+    ConfigError,
     DeltaMemEngine,
     GenerationError,
     Message,
     MessageError,
     SessionError,
+    UnsupportedArchitectureError,
 )
 from langchain_deltamem import ChatDeltaMem
 from langchain_deltamem.messages import to_engine
@@ -73,10 +79,10 @@ class TestCalls:
         with pytest.raises(MessageError, match="messages is empty"):
             await call(model, [])
 
-    async def test_nothing_to_reply_to(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+    async def test_the_last_word_need_not_be_the_human_s(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
+        """Agents that are nodes of one graph go on from each other's replies, or from a prompt alone."""
         for messages in ([SystemMessage("Be kind.")], [HumanMessage("hello"), AIMessage("hi")]):
-            with pytest.raises(MessageError, match="nothing to reply to"):
-                await call(model, messages)
+            assert await call(model, messages)
 
     async def test_no_unicode(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
         with pytest.raises(MessageError, match="message 0 is not valid"):
@@ -138,8 +144,33 @@ class TestCalls:
         assert isinstance(caught.value, BackboneError)
 
     async def test_another_model_needs_an_adapter(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
-        with pytest.raises(AdapterError, match=r"no adapter ships for some/model: pass adapter=…"):
+        with pytest.raises(AdapterError, match=r"no adapter ships for some/model: name one, .*adapter=…"):
             await call(model.bind(model="some/model"), "hello")
+
+    async def test_what_trying_again_cannot_help(
+        self, engine: DeltaMemEngine, call: Callable[..., Any], folders: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """LangChain's middleware tries everything again that doesn't say so."""
+        closed = ChatDeltaMem(engine=engine)
+        engine.close()
+        headless = shutil.copytree(folders[0], tmp_path / "model")
+        (headless / "config.json").write_text('{"model_type": "vit"}')
+        other = shutil.copytree(folders[1], tmp_path / "adapter")
+        for file in other.iterdir():
+            file.write_bytes(b"{")
+        model, adapter = map(str, folders)
+        for broken, kind in (
+            (ChatDeltaMem(model=str(headless), adapter=adapter), UnsupportedArchitectureError),
+            (ChatDeltaMem(model=model, adapter=str(other)), AdapterError),
+            (ChatDeltaMem(model=model, adapter=str(tmp_path / "none")), AdapterError),
+            (ChatDeltaMem(model="some/model"), AdapterError),
+            (closed, ConfigError),
+        ):
+            with pytest.raises(kind) as caught:
+                await call(broken, "hello")
+            assert not default_retry_on(caught.value), caught.value
+        with pytest.raises(ConfigError, match=r"this engine is closed: make the chat model with an open one"):
+            await call(closed, "hello")
 
     async def test_a_bad_message_leaves_the_session(
         self, model: ChatDeltaMem, engine: DeltaMemEngine, call: Callable[..., Any]
@@ -180,10 +211,8 @@ class TestMessages:
                 AIMessage([{"type": "tool_use", "id": "1", "name": "f", "input": {}}]),
                 r"message 1 holds a tool call, id '1', .* not among its tool_calls \(none\)",
             ),
-            (
-                AIMessage("", tool_calls=[{"name": "f", "args": {"a": float("nan")}, "id": "1"}]),
-                "message 1 is not valid",
-            ),
+            (HumanMessage([{"type": "text"}]), "message 1 holds a block of type 'text' whose text is None"),
+            (ToolMessage([{"type": "text", "text": None}], tool_call_id="1"), "'text' whose text is None"),
             (ToolMessage(IMAGE, tool_call_id="1"), "message 1 holds a block of type 'image'"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseMessage) else "",
@@ -191,6 +220,40 @@ class TestMessages:
     def test_what_it_does_not(self, message: BaseMessage, found: str) -> None:
         with pytest.raises(MessageError, match=found):
             to_engine([HumanMessage("hello"), message])
+
+    @pytest.mark.parametrize(
+        "block",
+        [
+            {"type": "server_tool_call", "id": "1", "name": "web_search", "args": {"query": "dogs"}},
+            {"type": "server_tool_result", "tool_call_id": "1", "status": "success", "output": ["dogs"]},
+            {"type": "web_search_call", "id": "1", "status": "completed"},
+            {"type": "server_tool_use", "id": "1", "name": "web_search", "input": {}},
+            {"type": "non_standard", "value": {"type": "container_upload"}},
+            {"type": "image", "base64": "aGk=", "mime_type": "image/png"},
+            {"type": "text"},
+            {"type": "text", "text": None},
+            {},
+        ],
+        ids=str,
+    )
+    def test_what_another_model_did_is_passed_over_and_what_it_said_kept(self, block: Any) -> None:
+        history = [HumanMessage("Dogs?"), AIMessage(["Let me see.", block, {"type": "text", "text": "Good ones."}])]
+        assert [m.content for m in to_engine([*history, HumanMessage("Why?")])] == [
+            "Dogs?",
+            "Let me see.\nGood ones.",
+            "Why?",
+        ]
+
+    def test_a_refusal_was_said(self) -> None:
+        (converted,) = to_engine([AIMessage([{"type": "refusal", "refusal": "No."}])])
+        assert converted.content == "No."
+
+    def test_images_that_were_replied_to_leave_their_words(self) -> None:
+        """A thread that another model began goes on; what is asked now must be read."""
+        history = [HumanMessage(IMAGE), AIMessage("A dog.")]
+        assert [m.content for m in to_engine([*history, HumanMessage("Sure?")])] == ["What is this?", "A dog.", "Sure?"]
+        with pytest.raises(MessageError, match="message 2 holds a block of type 'image'"):
+            to_engine([*history, HumanMessage(IMAGE)])
 
     @pytest.mark.parametrize("handle", ["text", {}, {"session": "alice"}, None])
     def test_a_strange_handle_is_none(self, handle: object) -> None:
@@ -207,3 +270,17 @@ class TestMessages:
     def test_what_another_model_thought_is_left_out(self) -> None:
         message = AIMessage([{"type": "reasoning", "reasoning": "Hm."}, {"type": "text", "text": "Yes."}])
         assert to_engine([message])[0].content == "Yes."
+
+
+@pytest.mark.parametrize(
+    ("package", "gone", "extra"),
+    [
+        ("langchain_deltamem", "langchain_core", "langchain"),
+        ("langchain_deltamem", "langgraph", "langchain"),
+        ("llama_index_deltamem", "llama_index", "llama-index"),
+    ],
+)
+def test_without_the_framework_the_extra_is_named(package: str, gone: str, extra: str) -> None:
+    code = f"import sys; sys.modules['{gone}'] = None; import {package}"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stderr.splitlines()[-1].endswith(f"pip install 'deltamem-agents[{extra}]'"), ran.stderr

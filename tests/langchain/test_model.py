@@ -51,7 +51,10 @@ class TestConstructor:
         with pytest.raises(ValidationError, match="read_write"):
             ChatDeltaMem(memory="write")  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("other", [{"model": "x"}, {"adapter": "x"}, {"store": ":memory:"}, {"dtype": "float32"}])
+    @pytest.mark.parametrize(
+        "other",
+        [{"model": "x"}, {"adapter": "x"}, {"store": ":memory:"}, {"dtype": "float32"}, {"model_kwargs": {"token": 1}}],
+    )
     def test_an_engine_is_all(self, engine: DeltaMemEngine, other: dict[str, Any]) -> None:
         with pytest.raises(ValidationError, match=f"engine is given, so {next(iter(other))} would go unused"):
             ChatDeltaMem(engine=engine, **other)
@@ -74,6 +77,35 @@ class TestEngines:
         same = named.model_copy(update={"store": str(tmp_path / "memory.db")})
         assert there.get_engine() is same.get_engine() is not named.get_engine()
         there.get_engine().close()
+
+    def test_a_closed_one_makes_way(self, named: ChatDeltaMem, tmp_path: Path) -> None:
+        there = named.model_copy(update={"store": tmp_path / "memory.db"})
+        with there.get_engine() as first:
+            there.invoke("hello", session_id="alice")
+        assert there.get_engine() is not first
+        assert [info.messages for info in there.get_engine().sessions()] == [2]
+        there.get_engine().close()
+
+    def test_a_relative_path_is_meant_from_where_the_model_is_made(
+        self, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(folders[0].parent)
+        model = ChatDeltaMem(model=folders[0].name, adapter=folders[1].name, store=tmp_path.name + ".db")
+        monkeypatch.chdir(tmp_path)
+        with model.get_engine():
+            assert (folders[0].parent / f"{tmp_path.name}.db").exists()
+
+    def test_options_of_transformers(self, named: ChatDeltaMem) -> None:
+        eager = ChatDeltaMem(
+            model=named.model,
+            adapter=named.adapter,
+            store=":memory:",
+            model_kwargs={"attn_implementation": "eager", "token": "secret"},
+        )
+        assert "secret" not in f"{eager!r}{dumps(eager)}{eager.model_dump()}"
+        with eager.get_engine() as engine:
+            assert engine is not named.get_engine()
+            assert engine.model.backbone.config._attn_implementation == "eager"
 
     def test_it_remembers_over_models(self, named: ChatDeltaMem) -> None:
         named.with_session("carol").invoke("hello")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from langchain.agents import create_agent
@@ -77,7 +78,7 @@ class TestOrder:
         alice.model_copy(update={"memory": "read"}).invoke("and?")
         assert said("alice") == before
 
-    @pytest.mark.parametrize("name", ["", " alice", "a\nb", 7])
+    @pytest.mark.parametrize("name", ["", " alice", "a\nb"])
     def test_a_bad_name_is_refused(self, model: ChatDeltaMem, name: Any) -> None:
         for call in (
             lambda: model.invoke("hello", session_id=name),
@@ -86,6 +87,52 @@ class TestOrder:
         ):
             with pytest.raises(SessionError, match="session"):
                 call()
+
+
+class TestNames:
+    """LangGraph takes any thread_id, and composes namespaces of any length."""
+
+    @pytest.mark.parametrize("name", [42, UUID(int=7)])
+    async def test_numbers_and_uuids(self, model: ChatDeltaMem, names: Names, name: Any) -> None:
+        config: RunnableConfig = {"configurable": {"session_id": name}}
+        replies = [model.invoke("hello", config), *model.batch(["hello"], config)]
+        replies += [await model.ainvoke("hello", session_id=name), model.with_session(name).invoke("hello")]
+        replies += [ChatDeltaMem(engine=model.engine, session_id=name, max_new_tokens=2).invoke("hello")]
+        result = model.generate([[HumanMessage("hello")]], session_id=name)
+        replies += [result.generations[0][0].message]  # type: ignore[union-attr]
+        assert {session_of(reply) for reply in replies} == {str(name)}
+        assert names() == [str(name)]
+
+    @pytest.mark.parametrize("name", [True, 1.5, b"x"])
+    def test_what_is_no_name(self, model: ChatDeltaMem, name: Any) -> None:
+        with pytest.raises(SessionError, match="named by a string"):
+            model.invoke("hello", session_id=name)
+
+    @pytest.mark.parametrize("thread", ["t" * 500, " blanks ", "two\nlines", "\n"])
+    def test_labels_that_nobody_gave(self, model: ChatDeltaMem, engine: DeltaMemEngine, thread: str) -> None:
+        configs: list[RunnableConfig] = [
+            {"configurable": {"session_id": "alice", "thread_id": thread + end, "checkpoint_ns": "a:1|b:2|model:3"}}
+            for end in ("", "", " other")
+        ]
+        for config in configs:
+            model.invoke("hello", config)
+        info = engine.store.session("alice")
+        assert info is not None
+        first, second, third = (turn.thread for turn in engine.store.line(info.head or ""))
+        assert first == second != third
+
+    def test_deeply_nested_graphs(self, model: ChatDeltaMem, said: Said) -> None:
+        def node(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [model.invoke(state["messages"])]}
+
+        graph: Any = node
+        for depth in range(4):
+            nested = StateGraph(MessagesState)
+            nested.add_node(f"{'a rather long name of a node ' * 3}{depth}", graph)
+            nested.add_edge(START, f"{'a rather long name of a node ' * 3}{depth}")
+            graph = nested.compile()
+        graph.invoke(HELLO, ALICE_IN_T1)
+        assert len(said("alice")) == 2
 
 
 class TestRunnables:

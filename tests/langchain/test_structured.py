@@ -156,10 +156,12 @@ class TestFormats:
         assert Dog.model_validate_json(reply.text)
 
     def test_strict_of_the_call(self, talker: ChatDeltaMem) -> None:
-        """It counts where the format doesn't say: what cannot be enforced is let pass."""
+        """It counts where the format doesn't say: what cannot be enforced is let pass, or an error."""
         schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 2}
         given = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": schema}}
         with pytest.raises(GenerationError, match="uniqueItems"):
+            talker.invoke("hello", response_format=given, strict=True)
+        with pytest.warns(UserWarning, match="format 'numbers'.*uniqueItems"):
             talker.invoke("hello", response_format=given)
         assert talker.invoke("hello", response_format=given, strict=False).text.startswith("[")
 

@@ -178,10 +178,10 @@ class TestMessages:
         with pytest.raises(MessageError, match="messages is empty"):
             llm.chat([])
 
-    def test_nothing_to_reply_to(self, llm: DeltaMemLLM, alice: DeltaMemory) -> None:
+    def test_the_assistant_last_gets_another_reply(self, llm: DeltaMemLLM, alice: DeltaMemory, said: Said) -> None:
         alice.put_messages([user("hello"), assistant("hi")])
-        with pytest.raises(MessageError, match="nothing new to reply to"):
-            llm.chat(alice.get())
+        assert llm.chat(alice.get()).message.role == "assistant"
+        assert len(said("alice")) == 3
 
     def test_too_long(self, alice: DeltaMemory, llm: DeltaMemLLM, said: Said) -> None:
         with pytest.raises(ContextOverflowError, match="16384"):

@@ -7,14 +7,14 @@ import json
 import pickle
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, ToolCallBlock
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from deltamem_agents import ConfigError, DeltaMemEngine, GenerationError
 from llama_index_deltamem import DeltaMemLLM, DeltaMemory
@@ -253,3 +253,44 @@ class TestSettings:
         with again.engine:
             assert again.engine is not copied
             assert again.chat(HELLO).message.content
+
+
+class Dossier(BaseModel):
+    """A person and whom they know."""
+
+    name: str = Field(max_length=4)
+    friends: list["Dossier"] = Field(max_length=2)
+
+
+T = TypeVar("T")
+
+
+class Gen(BaseModel, Generic[T]):
+    """Holds something."""
+
+    value: T
+
+
+@pytest.mark.parametrize("made", [Dossier, Gen[bool], create_model("Досье", value=(bool, ...))], ids=str)
+async def test_classes_that_a_tool_cannot_be_made_of_as_they_are(engine: DeltaMemEngine, made: Any) -> None:
+    """One refers to itself, another has a name that is no tool's."""
+    for seed in range(2):
+        llm = DeltaMemLLM(engine=engine, max_new_tokens=200, temperature=1.0, seed=seed)
+        prompt = PromptTemplate("Make one.")
+        assert isinstance(llm.structured_predict(made, prompt), made)
+        assert isinstance(await llm.astructured_predict(made, prompt), made)
+    assert isinstance(list(llm.stream_structured_predict(made, prompt))[-1], made)
+
+
+def test_options_of_transformers(folders: tuple[Path, Path]) -> None:
+    model, adapter = map(str, folders)
+    llm = DeltaMemLLM(
+        model=model,
+        adapter=adapter,
+        store=":memory:",
+        engine_id="eager",
+        model_kwargs={"attn_implementation": "eager", "token": "secret"},
+    )
+    with llm.engine as engine:
+        assert engine.model.backbone.config._attn_implementation == "eager"
+    assert "secret" not in f"{llm!r}{llm.to_json()}"

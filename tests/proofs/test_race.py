@@ -27,7 +27,7 @@ def near(state: MemoryState, expected: MemoryState) -> bool:
 
 
 def race(
-    model: str, adapter: str | None, store: Path, *, own_threads: bool = False
+    model: str, adapter: str | None, store: Path | str, *, own_threads: bool = False
 ) -> tuple[dict[str, list[Message]], int]:
     """Lets processes talk at once; gives each turn's messages by the id of its snapshot, and the lost races."""
     racers = []
@@ -46,7 +46,7 @@ def race(
     return told, sum(result["conflicts"] for result in results)
 
 
-def check_race(store: Path, told: dict[str, list[Message]], replay: DeltaMemEngine) -> None:
+def check_race(store: Path | str, told: dict[str, list[Message]], replay: DeltaMemEngine) -> None:
     """The line holds every turn once, in a chain, each with the state that a replay of the ledger has there."""
     with SQLStore(store) as opened:
         info = opened.session(SESSION)
@@ -70,18 +70,22 @@ def check_race(store: Path, told: dict[str, list[Message]], replay: DeltaMemEngi
 
 
 @pytest.mark.parametrize("own_threads", [False, True], ids=["new messages, one thread", "histories, a thread each"])
-def test_two_processes_race_in_one_session(tmp_path: Path, own_threads: bool) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_two_processes_race_in_one_session(
+    tmp_path: Path, kind: str, own_threads: bool, request: pytest.FixtureRequest
+) -> None:
+    store = tmp_path / "store.db" if kind == "sqlite" else request.getfixturevalue("postgresql").fresh()
     model = chat_model()
     model.adapter.save_pretrained(tmp_path / "adapter", dtype=torch.float32)
     model.detach().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     folders = str(tmp_path / "model"), str(tmp_path / "adapter")
-    told, conflicts = race(*folders, tmp_path / "store.db", own_threads=own_threads)
+    told, conflicts = race(*folders, store, own_threads=own_threads)
     assert conflicts, "they didn't meet: this race proves nothing"
     with DeltaMemEngine.from_pretrained(
         folders[0], adapter=folders[1], store=":memory:", recent_messages=RECENT
     ) as replay:
-        check_race(tmp_path / "store.db", told, replay)
+        check_race(store, told, replay)
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from deltamem_agents.report import recent_writes, session_page
 from deltamem_agents.report.chart import HEIGHT, WIDTH, turn_chart
 from deltamem_agents.report.heat import heat_map
 from deltamem_agents.report.history import TurnChange, turn_changes
+from tests.builders import MECHANISMS
+from tests.chat import chat_model
 from tests.engine.conftest import Start, engine, model_for, start
 
 __all__ = ["engine", "start"]
@@ -205,10 +207,22 @@ def test_tokens_of_the_last_turns_are_those_that_were_written(engine: DeltaMemEn
     assert list(writes) == [turn.id for turn in engine.session("alice").log()[1:]]
     assert list(writes.values())[-1] == last
     shown = page(engine, turns=2)
-    spans = [a for a in shown.all("span") if "--w" in (a.get("style") or "")]
-    assert len(spans) == sum(len(m.writes or ()) for w in writes.values() for m in w.messages)
-    assert all(0 <= float(str(a["style"]).split(":")[1]) <= 1 for a in spans)
+    styles = [dict(part.split(": ") for part in a["style"].split("; ")) for a in shown.all("span") if a.get("style")]
+    messages = [m for w in writes.values() for m in w.messages]
+    assert sum("--w" in style for style in styles) == sum(len(m.writes or ()) for m in messages)
+    assert sum("--r" in style for style in styles) == sum(len(m.reads or ()) for m in messages)
+    assert all(0 <= float(number) <= 1 for style in styles for number in style.values())
+    assert "the further its reads of the memory opened" in shown.text
     assert "The last 2 turns" in shown.text
+
+
+def test_an_adapter_without_read_gates_has_no_lines_under_words(start: Start) -> None:
+    engine = start(chat_model(**MECHANISMS["published"]))
+    say(engine, "My dog is called Rex.")
+    shown = page(engine, turns=1)
+    assert any("--w" in (a.get("style") or "") for a in shown.all("span"))
+    assert not any("--r" in (a.get("style") or "") for a in shown.all("span"))
+    assert "Unmarked messages were only read." in shown.text
 
 
 def test_writes_take_the_model_that_wrote_them(start: Start) -> None:

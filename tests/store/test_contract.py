@@ -107,6 +107,28 @@ def test_sessions_are_sorted_by_code_point_and_filtered_by_prefix(store: StateSt
     assert store.session("AB") is None
 
 
+def test_sessions_come_in_pages_by_name(store: StateStore, child: Child) -> None:
+    names = ["a", "a b", "B", "b", "b!", "b\ud7ff", "b\ue000", "b\U0010ffff", "b\U0010ffffx", "c", "ä"]
+    for name in names:
+        grow(store, child, name, 1)
+    for size in (1, 2, 4, 99):
+        pages = [store.sessions(limit=size)]
+        while len(pages[-1]) == size:
+            pages.append(store.sessions(after=pages[-1][-1].name, limit=size))
+        assert [info.name for page in pages for info in page] == sorted(names)
+    in_b = sorted(name for name in names if name[0] == "b")
+    assert [info.name for info in store.sessions(prefix="b")] == in_b
+    assert [info.name for info in store.sessions(prefix="b", after="b", limit=2)] == in_b[1:3]
+    assert [info.name for info in store.sessions(prefix="b", after="ab")] == in_b
+    assert [info.name for info in store.sessions(after="b\U0010ffffy")] == ["c", "ä"]
+    for prefix in ("b\ud7ff", "b\U0010ffff", "\U0010ffff", "nobody"):
+        found = [info.name for info in store.sessions(prefix=prefix)]
+        assert found == sorted(name for name in names if name.startswith(prefix))
+    for limit in (0, -1):
+        with pytest.raises(SessionError, match=f"limit is {limit}: expected at least 1"):
+            store.sessions(limit=limit)
+
+
 def test_the_wrong_head_is_a_conflict_that_changes_nothing(store: StateStore, child: Child) -> None:
     first, second = grow(store, child, "alice", 2)
     late = child(first, "alice", "late")
@@ -297,6 +319,22 @@ def test_of_many_messages_with_one_id_the_newest_on_the_line_is_found(store: Sta
     assert store.find("alice", ["m"]) == {"m": bare(line)[2]}
 
 
+def test_ids_that_everybody_uses_are_found_among_the_own(store: StateStore, child: Child) -> None:
+    def turn(parent: Snapshot | None, name: str, count: int, **changes: object) -> Snapshot:
+        made = child(parent, name, *("x" * count), **changes)
+        return replace(made, entries=tuple(replace(e, message_id=f"{i % 2}") for i, e in enumerate(made.entries)))
+
+    crowd = turn(None, "crowd", 1200)
+    store.commit("crowd", crowd, expected=None)
+    first = turn(None, "alice", 2)
+    second = turn(first, "alice", 1)
+    store.add_line("alice", [first, second], expected=None)
+    assert store.find("alice", ["0", "1", "2"]) == {"0": bare([second])[0], "1": bare([first])[0]}
+    store.fork("alice", "bob")
+    assert store.find("bob", ["0"]) == {"0": bare([second])[0]}
+    assert store.find("crowd", ["0", "1"]) == {"0": bare([crowd])[0], "1": bare([crowd])[0]}
+
+
 def test_absorbed(store: StateStore, child: Child) -> None:
     (first,) = grow(store, child, "alice", 1)
     keyed = child(first, "alice", "x", key="k")
@@ -390,6 +428,35 @@ def test_fork_of_a_session_without_a_head(store: StateStore, child: Child) -> No
 
 
 # Deleting
+
+
+def test_through_lists_the_sessions_that_go_on_from_a_snapshot(store: StateStore, child: Child) -> None:
+    first, second = grow(store, child, "alice", 2)
+    store.fork("alice", "bob", at=first.id)
+    assert store.through(first.id) == ["alice", "bob"]
+    assert store.through(second.id) == ["alice"]
+    assert store.through("nowhere") == []
+
+
+def test_erase_deletes_what_was_left_and_all_that_continues_it(store: StateStore, child: Child) -> None:
+    first, second, third = grow(store, child, "alice", 3)
+    store.fork("alice", "bob", at=second.id)
+    theirs = child(second, "bob", "text of bob")
+    store.commit("bob", theirs, expected=second.id)
+    with pytest.raises(SessionError, match=f"'{second.id}' cannot be deleted: the line of session 'alice'"):
+        store.erase("alice", [second.id])
+    store.move_head("alice", first.id, expected=third.id)
+    with pytest.raises(SessionError, match="the line of session 'bob' goes through it"):
+        store.erase("alice", [third.id, second.id])
+    assert [turn.id for turn in store.log("alice")] == [first.id, second.id, third.id]  # nothing was changed
+    store.move_head("bob", first.id, expected=theirs.id)
+    assert store.erase("alice", [second.id]) == 3
+    assert [turn.id for turn in store.log("alice")] == [first.id]
+    assert [turn.id for turn in store.log("bob")] == [first.id]
+    with pytest.raises(SessionError, match="'elsewhere' is not one of session 'alice'"):
+        store.erase("alice", ["elsewhere"])
+    with pytest.raises(SessionNotFoundError):
+        store.erase("nobody", [])
 
 
 def test_forget_deletes_what_nobody_else_needs(store: StateStore, child: Child) -> None:

@@ -3,8 +3,6 @@
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,23 +16,6 @@ from deltamem_agents.store import Snapshot, SQLStore, migrations
 from deltamem_agents.store.tables import metadata
 
 Child = Callable[..., Snapshot]
-
-COMMIT = """
-import sys, uuid
-from datetime import UTC, datetime
-from deltamem_agents.errors import ConflictError
-from deltamem_agents.store import Entry, Snapshot, SQLStore
-
-def turn(parent, by):
-    entry = Entry(role="user", digest="d", message_id=by, text="{}", tokens=2, written=True)
-    return Snapshot(
-        id=uuid.uuid4().hex, parent=parent.id if parent else None, session="alice", thread="alice", fingerprint="f",
-        turn=parent.turn + 1 if parent else 1, messages=parent.messages + 1 if parent else 1,
-        thread_messages=parent.thread_messages + 1 if parent else 1,
-        thread_tokens=parent.thread_tokens + 2 if parent else 2,
-        created_at=datetime.now(UTC), state=b"state", entries=(entry,), kind="turn",
-    )
-"""
 
 
 @pytest.fixture
@@ -200,66 +181,6 @@ def test_malformed_data_is_a_typed_error(path: Path, child: Child) -> None:
         assert store.sessions() == []
 
 
-# Several processes
-
-
-def test_processes_race_and_one_wins_each_round(path: Path) -> None:
-    race = """
-store, head = SQLStore(sys.argv[1]), None
-print("ready", flush=True)
-sys.stdin.readline()
-while head is None or head.turn < 30:
-    new = turn(head, sys.argv[2])
-    try:
-        store.commit("alice", new, expected=head.id if head else None)
-        print(new.turn)
-    except ConflictError:
-        pass
-    head = store.snapshot(store.session("alice").head)
-"""
-    command = [sys.executable, "-c", COMMIT + race, str(path)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    racers: list[Any] = [subprocess.Popen([*command, str(number)], text=True, **pipes) for number in range(3)]
-    for racer in racers:  # all of them created the file and its tables at the same time, too
-        assert racer.stdout.readline() == "ready\n", racer.communicate()[1]
-    for racer in racers:
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    outputs = [racer.communicate(timeout=60) for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0, 0], outputs
-    won = sorted(int(turn) for output, _ in outputs for turn in output.split())
-    with SQLStore(path) as store:
-        (info,) = store.sessions()
-        assert won == list(range(1, info.turns + 1))
-        line = store.line(info.head or "")
-        assert [snapshot.turn for snapshot in line] == won
-
-
-def test_a_process_killed_in_mid_transaction_leaves_the_store_as_it_was(path: Path, child: Child) -> None:
-    kill = """
-import os, signal
-from sqlalchemy import Engine, event
-
-@event.listens_for(Engine, "before_cursor_execute")
-def die(connection, cursor, statement, *rest):
-    if statement.startswith("UPDATE deltamem_sessions"):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-store = SQLStore(sys.argv[1])
-head = store.snapshot(store.session("alice").head)
-store.commit("alice", turn(head, "killed"), expected=head.id)
-"""
-    first = child(None, "alice", "hello")
-    with SQLStore(path) as store:
-        store.commit("alice", first, expected=None)
-    killed = subprocess.run([sys.executable, "-c", COMMIT + kill, str(path)], check=False, capture_output=True)
-    assert killed.returncode == -9, killed.stderr
-    with SQLStore(path) as store, closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("SELECT count(*) FROM deltamem_snapshots").fetchone() == (1,)
-        assert raw.execute("SELECT count(*) FROM deltamem_entries").fetchone() == (1,)
-        store.commit("alice", child(first, "alice", "on"), expected=first.id)
-
-
 # Deleting for good
 
 
@@ -301,6 +222,22 @@ def test_forget_says_when_a_reader_holds_the_log(path: Path, child: Child) -> No
             store.forget("alice")
         assert store.session("alice") is None
         reader.execute("ROLLBACK")
+
+
+def test_erase_says_when_a_reader_holds_the_log_and_the_next_one_ends_it(path: Path, child: Child) -> None:
+    with SQLStore(path, timeout=0.05) as store:
+        first, secret, other = (child(None, "alice", text) for text in ("a", "the secret", "b"))
+        for turn in (first, secret, other):
+            store.commit("alice", turn, expected=None)
+            store.move_head("alice", None, expected=turn.id)
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM deltamem_entries").fetchall()
+            with pytest.raises(StoreError, match=r"still in .*-wal.* or when you delete anything else from it"):
+                store.erase("alice", [secret.id])
+        assert store.erase("alice", [other.id]) == 1
+        assert [turn.id for turn in store.log("alice")] == [first.id]
+        assert b"the secret" not in path.read_bytes() + path.with_name("store.db-wal").read_bytes()
 
 
 def test_a_second_forget_ends_what_a_reader_was_in_the_way_of(path: Path, child: Child) -> None:

@@ -10,15 +10,6 @@ BABI = (
     "1 Mary went to the hall.\n2 Where is Mary?\thall\t1\n3 Mary got the milk and the apple.\n"
     "4 What is Mary carrying?\tmilk,apple\t3\n1 John is here.\n2 Is John here?\tyes\t1\n"
 )
-TALK = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "My cat is ill."},
-    {"role": "assistant", "content": "Oh no!"},
-    {"role": "user", "content": "She sneezes."},
-    {"role": "assistant", "content": "See a vet."},
-    {"role": "user", "content": "Thanks."},
-    {"role": "assistant", "content": "You are welcome."},
-]
 
 
 def test_babi_questions_are_asked_of_the_story_so_far(tmp_path: Path) -> None:
@@ -38,23 +29,6 @@ def test_intents_come_from_csv_and_rasa_files(tmp_path: Path) -> None:
     assert intent_texts(tmp_path) == {"card": ["Where is my card?"], "greet": ["Hi"], "light": ["dim it"]}
 
 
-def test_chats_become_replies_with_older_turns_in_memory_only(tmp_path: Path) -> None:
-    path = tmp_path / "chats.jsonl"
-    path.write_text(json.dumps(TALK) + "\n" + json.dumps({"messages": TALK}) + "\n")
-    one, two, *again = chat_episodes(path, window=1)
-    assert [one, two] == again
-    assert [m.content for m in one.earlier] == ["Be kind.", "My cat is ill."]
-    assert [m.content for m in one.window] == ["Oh no!"]
-    assert (one.question, one.answer) == ("She sneezes.", "See a vet.")
-    assert two.question == "Thanks."
-
-
-def test_a_reply_that_stands_in_the_window_is_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "chats.jsonl"
-    path.write_text(json.dumps([*TALK[1:4], {"role": "assistant", "content": "Oh no!"}, *TALK[5:]]) + "\n")
-    assert [e.answer for e in chat_episodes(path, window=1)] == ["You are welcome."]
-
-
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
@@ -62,14 +36,11 @@ def test_a_reply_that_stands_in_the_window_is_passed_over(tmp_path: Path) -> Non
         ("a.txt", "1 Where?\thall\t1\n", "line 1 .*before anything was told"),
         ("a.csv", "a,b\n1,2\n", "expected text and category"),
         ("a.json", "{}", "not Rasa NLU data"),
-        ("a.jsonl", '[{"role": "user"}]\n', r"line 1 .*message 0\.content"),
-        ("a.jsonl", "{}\n", "line 1 is not a conversation"),
-        ("a.jsonl", '[{"role": "user", "content": "x"}]\n', "no reply with messages older"),
     ],
 )
 def test_foreign_files_are_refused_with_the_place(tmp_path: Path, name: str, text: str, told: str) -> None:
     (tmp_path / name).write_text(text)
-    convert = {"txt": babi_episodes, "csv": intent_texts, "json": intent_texts, "jsonl": chat_episodes}
+    convert = {"txt": babi_episodes, "csv": intent_texts, "json": intent_texts}
     with pytest.raises(TrainingError, match=told):
         convert[name.partition(".")[2]](tmp_path / name)
 

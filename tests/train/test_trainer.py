@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import resource
@@ -14,9 +15,12 @@ from deltamem_agents.adapter import DeltaMemAdapter
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import AdapterError, ConfigError, TrainingError
 from deltamem_agents.train import Episode, Losses, Record, Source, Stage, Trainer, read_episodes, write_episodes
+from deltamem_agents.train.answers import AnswerRows, answer_logits
+from deltamem_agents.train.losses import IGNORED, answer_log_probs
 from tests.builders import MECHANISMS, randomised
-from tests.chat import chat_backbone
+from tests.chat import CHATML, DEFAULT_SYSTEM, chat_backbone
 from tests.train.conftest import small_recipe
+from tests.train.test_chats import TALK, talk_about, written
 
 Make = Callable[..., Trainer]
 
@@ -139,7 +143,7 @@ def test_episodes_of_files_are_trained_on(make: Make, tmp_path: Path) -> None:
 
 def test_a_missing_data_folder_is_named(make: Make, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"missing is nothing"):
-        make(data=(Source(format="babi", path=tmp_path / "missing"),))
+        make(data=(Source(format="babi", path=tmp_path / "missing"),), stages=(Stage(steps=1, data_share=0.5),))
 
 
 def test_a_run_starts_from_an_adapter_folder_or_a_checkpoint(make: Make) -> None:
@@ -241,8 +245,151 @@ def test_a_checkpoint_of_another_recipe_is_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"is of another recipe: rows differ.*3 there and 4 here.*init_adapter"):
         make(rows=4)
     (trainer.output / "checkpoint.pt").write_bytes(saved[:1000])
-    with pytest.raises(TrainingError, match="cannot be read as a checkpoint"):
+    told = "cannot be read as a checkpoint, it may have been cut short.*delete it, and the same command goes on from"
+    with pytest.raises(TrainingError, match=rf"{told} the adapter of .*run/adapter, with a new warm-up"):
         make()
+    shutil.rmtree(trainer.output / "adapter")
+    with pytest.raises(TrainingError, match=f"{told} the beginning"):
+        make()
+
+
+def test_a_run_goes_on_from_its_adapter_alone_with_a_new_warm_up(make: Make) -> None:
+    optimiser = {"warm_up": 3}
+    first = make(optimiser=optimiser)
+    first.run(until=2)
+    (first.output / "checkpoint.pt").unlink()
+    second = make(optimiser=optimiser, quiet=3.0, align=0.05)  # what a run begins with is not done once more
+    assert (second.step, second.position, second.begun) == (2, 2, 2)
+    assert any("the adapter of step 2: going on from its weights, with a new warm-up" in n for n in second.notes)
+    for name, tensor in first.model.adapter.named_tensors().items():
+        torch.testing.assert_close(second.model.adapter.named_tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert second.rng.getstate() != first.rng.getstate()
+    whole = make("whole", optimiser=optimiser, quiet=3.0, align=0.05)
+    shutil.copytree(second.output, whole.output, dirs_exist_ok=True)
+    whole = make("whole", optimiser=optimiser, quiet=3.0, align=0.05)
+    whole.run(until=5)
+    rates = [r["rate"] for r in log_of(whole)]
+    assert [r["step"] for r in log_of(whole)] == [1, 2, 3, 4, 5]
+    assert rates[2] == pytest.approx(whole.recipe.rate(2, begun=2))
+    assert rates[2] < whole.recipe.rate(2) / 2
+    second.run(until=4)  # the new warm-up goes on after a stop too
+    again = make(optimiser=optimiser, quiet=3.0, align=0.05)
+    assert again.begun == 2
+    again.run(until=5)
+    for name, tensor in whole.model.adapter.named_tensors().items():
+        assert torch.equal(again.model.adapter.named_tensors()[name], tensor)
+
+
+def test_an_adapter_alone_of_another_recipe_is_refused(make: Make) -> None:
+    first = make()
+    first.run(until=1)
+    (first.output / "checkpoint.pt").unlink()
+    with pytest.raises(ConfigError, match="differs from the recipe's adapter in rank"):
+        make(adapter=DeltaMemConfig(rank=2, num_state_heads=2))
+    (first.output / "adapter.json").unlink()
+    assert make().step == 0
+
+
+def test_a_run_goes_on_where_the_processor_computes_in_another_type(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    Trainer(small_recipe(), chat_backbone(), tokenizer, tmp_path).run(until=2)
+    half = Trainer(small_recipe(), chat_backbone().to(torch.bfloat16), tokenizer, tmp_path)
+    assert "until then the model computed in torch.float32, here it does in torch.bfloat16" in half.notes
+    half.run(until=4)
+    assert {p.dtype for p in half.model.adapter.parameters()} == {torch.float32}
+    back = Trainer(small_recipe(), chat_backbone(), tokenizer, tmp_path)
+    back.run(until=5)
+    assert (back.step, len(log_of(back))) == (5, 5)
+
+
+def test_what_the_plain_model_says_is_there_before_the_first_step(make: Make) -> None:
+    told: list[tuple[int, int]] = []
+    trainer = make()
+    trainer.prepare(lambda done, of: told.append((done, of)))
+    assert told[-1][0] == told[-1][1] > 0
+    assert all(done <= of for done, of in told)
+    kinds = trainer.objective._kinds()
+    trainer.run(until=4)
+    assert trainer.objective._kinds() is kinds
+    told.clear()
+    make("none", stages=(Stage(steps=2),)).prepare(lambda done, of: told.append((done, of)))
+    assert told == []
+
+
+def test_checkpointed_gradients_are_the_same(make: Make) -> None:
+    losses = Losses(distillation=0.5, margin=0.5, sparsity=0.1, idle=0.2)
+    stage = Stage(steps=3, unrelated_every=1, facts=(2,), questions=2, system=0.5, other_talk=5)
+    found = {}
+    for replayed in (False, True):
+        trainer = make(f"run {replayed}", losses=losses, stages=(stage,), gradient_checkpointing=replayed)
+        randomised(trainer.model.adapter)
+        passes: list[int] = []
+        attention = trainer.model.backbone.get_decoder().layers[1].self_attn
+        attention.register_forward_pre_hook(lambda *_, to=passes: to.append(1) if torch.is_grad_enabled() else None)
+        loss = trainer.objective(trainer.objective.draw(0, trainer.rng))[0]
+        before = len(passes)
+        loss.backward()
+        found[replayed] = loss, [p.grad for p in trainer.model.adapter.parameters()], (before, len(passes))
+    (loss, gradients, (forward, all_in_all)), (same, replays, (forward_too, twice)) = found[False], found[True]
+    assert forward == all_in_all == forward_too
+    assert twice == 2 * forward > 0
+    assert torch.equal(loss, same)
+    for one, other in zip(gradients, replays, strict=True):
+        assert one is not None
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_chats_that_are_held_out_are_scored_and_never_trained_on(make: Make, tmp_path: Path) -> None:
+    path = written(tmp_path / "chats.jsonl", 8)
+    source = Source(format="chats", path=path, window=1, held_out=0.25)
+    trainer = make(data=(source,), stages=(Stage(steps=2, data_share=1.0),))
+    assert trainer.notes == ["chats.jsonl: 8 episodes in 8 of 8 conversations; 2 held out (2 episodes)"]
+    kept = {e.answer for episodes in trainer.objective.data.held_out for e in episodes}
+    drawn = {e.answer for n in range(20) for e in trainer.objective.draw(0, trainer.rng).episodes}
+    assert not kept & drawn
+    assert len(drawn) == 6
+    randomised(trainer.model.adapter)
+    found = trainer.evaluate()
+    assert {"chats", "chats_nats", "chats_swapped", "chats_swapped_nats"} <= found.keys()
+    assert 0 <= found["chats"] <= 1
+    assert found["chats_nats"] != found["chats_swapped_nats"]
+    one, other = (e for episodes in trainer.objective.data.held_out for e in episodes)
+    logits = [answer_logits(trainer.model, rows_of(trainer, e), trainer.objective.write([e], together=True).state)
+              for e in (one, other)]
+    nats = sum(-answer_log_probs(x, rows_of(trainer, e).targets).item() * count_of(trainer, e)
+               for x, e in zip(logits, (one, other), strict=True))
+    assert found["chats_nats"] == pytest.approx(nats / (count_of(trainer, one) + count_of(trainer, other)), rel=1e-4)
+    trainer.run()
+    assert "of tokens" in (trainer.output / "adapter" / "README.md").read_text()
+
+
+def rows_of(trainer: Trainer, episode: Episode) -> AnswerRows:
+    return trainer.objective.rows([episode])
+
+
+def count_of(trainer: Trainer, episode: Episode) -> int:
+    return int((rows_of(trainer, episode).targets != IGNORED).sum())
+
+
+def test_a_template_without_a_system_role_is_refused_only_where_it_is_needed(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + CHATML.replace("<|im_start|>system\n" + DEFAULT_SYSTEM + "<|im_end|>\n", "")
+    )
+    stages = (Stage(steps=2, other_talk=2, tools=0.5), Stage(steps=1, system=0.3))
+    with pytest.raises(ConfigError, match=r"takes no system message.*set stages\.1\.system to 0"):
+        Trainer(small_recipe(stages=stages), chat_backbone(), strict, tmp_path)
+    Trainer(small_recipe(stages=stages[:1]), chat_backbone(), strict, tmp_path).run()
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps([TALK[0], *talk_about(n)]) + "\n" for n in range(4)))
+    source = Source(format="chats", path=tmp_path / "chats.jsonl", window=1)
+    recipe = small_recipe(data=(source,), stages=(Stage(steps=1, data_share=0.5),))
+    with pytest.raises(ConfigError, match="take the system messages out of your data"):
+        Trainer(recipe, chat_backbone(), strict, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make: Make) -> None:

@@ -1,0 +1,134 @@
+"""The frozen backbone of a recipe: where it is, in how many bits, and what it keeps for the backward pass."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from deltamem_agents.backbone.bundled import bundled_path
+from deltamem_agents.backbone.load import BUNDLED, load_backbone
+from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.errors import BackboneError, ConfigError, MessageError
+from deltamem_agents.messages import Message
+from deltamem_agents.train.data import TrainingData
+from deltamem_agents.train.episodes import EpisodeMix
+from deltamem_agents.train.machine import training_dtype
+from deltamem_agents.train.recipe import Recipe
+
+
+def recipe_backbone(recipe: Recipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a recipe's model, and its tokenizer.
+
+    Args:
+        recipe: says which model, and how.
+        device: where to put it, unless the recipe's `model_kwargs` have a `device_map`.
+
+    Raises:
+        BackboneError: there is no such model, or it cannot be loaded in this way.
+        ConfigError: it was put on several devices.
+    """
+    dtype = training_dtype(recipe.dtype, device)
+    options: dict[str, object] = dict(recipe.model_kwargs)
+    quantised = options.get("quantization_config")
+    if isinstance(quantised, dict):
+        options.setdefault("device_map", {"": str(device)})
+        if quantised.get("load_in_4bit"):
+            options["quantization_config"] = {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."), **quantised}
+    there = "device_map" in options
+    backbone, tokenizer = load_backbone(
+        recipe.model, device=None if there else device, dtype=dtype, model_kwargs=options
+    )
+    places = sorted({str(place) for place in (getattr(backbone, "hf_device_map", None) or {}).values()})
+    if len(places) > 1:
+        raise ConfigError(
+            f"device_map put {recipe.model} on {', '.join(places)}: training needs all of it on one device; name that, "
+            'as in device_map: {"": 0}, and if it does not fit there, load it in 4 bits and set gradient_checkpointing'
+        )
+    return backbone, tokenizer
+
+
+def recipe_shapes(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a recipe's model, without its weights.
+
+    Raises:
+        BackboneError: they cannot be read.
+    """
+    path = bundled_path() if recipe.model == BUNDLED else recipe.model
+    try:
+        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"config and tokenizer of {recipe.model} cannot be read ({error}): check the name, the folder, the network"
+        ) from error
+
+
+def placed(backbone: PreTrainedModel, device: torch.device, recipe: Recipe) -> PreTrainedModel:
+    """The backbone on the device, or where it is already if the recipe says where, or it is quantised."""
+    if "device_map" in recipe.model_kwargs or getattr(backbone, "is_quantized", False):
+        return backbone
+    moved: PreTrainedModel = backbone.to(device)  # type: ignore[arg-type]
+    return moved
+
+
+def check_template(recipe: Recipe, template: ChatTemplate, data: TrainingData) -> None:
+    """Checks that the model's chat template has a system role if the recipe needs one.
+
+    Raises:
+        ConfigError: it hasn't; names the fields and data that do.
+    """
+    mixes: dict[str, EpisodeMix] = {f"stages.{n}": stage for n, stage in enumerate(recipe.stages)}
+    mixes |= {f"evaluation.{name}": mix for name, mix in recipe.evaluation.items()}
+    needing = [f"{place}.system" for place, mix in mixes.items() if mix.system]
+    episodes = chain(*(each for _, each in data.sources), *data.held_out)
+    told = any(m.role == "system" for episode in episodes for m in (*episode.earlier, *episode.window))
+    if not (needing or told) or _has_system_role(template):
+        return
+    ways = [f"set {', '.join(needing)} to 0"] if needing else []
+    ways += ["take the system messages out of your data"] if told else []
+    raise ConfigError(
+        f"the chat template of {recipe.model} takes no system message, and the recipe has some: {', and '.join(ways)}"
+    )
+
+
+def _has_system_role(template: ChatTemplate) -> bool:
+    system, user = Message(role="system", content="Probe."), Message(role="user", content="Hello.")
+    try:
+        ids = [i for segment in template.render([system, user]) for i in segment.ids]
+    except MessageError:
+        return False
+    return system.content in str(template.tokenizer.decode(ids))
+
+
+def replay_layers(backbone: PreTrainedModel) -> None:
+    """Has forwards with gradients keep only each decoder layer's input, and backward compute the layer once more.
+
+    transformers' own switch needs the model in training mode, which turns on its dropout.
+
+    Raises:
+        ConfigError: this model's layers can't be replayed.
+    """
+    layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"{type(backbone).__name__} has no layers that can be computed once more: set gradient_checkpointing: false"
+        )
+    for layer in layers:
+        if not isinstance(layer.forward, _Replayed):
+            layer.forward = _Replayed(layer.forward)
+
+
+class _Replayed:
+    """A layer's forward whose inner results are not kept."""
+
+    def __init__(self, forward: Callable[..., object]) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        forward = partial(self.forward, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)

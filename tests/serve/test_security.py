@@ -1,0 +1,200 @@
+"""What was tried against a server, and what came: the session is as it was, the answer in OpenAI's shape."""
+
+import json
+import socket
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from deltamem_agents.store.tables import sessions
+from tests.engine.conftest import Start, model_for
+from tests.serve.conftest import KEYS, MODEL, Running, Serve, user
+
+CHAT = {"model": MODEL, "messages": [user("hi")], "max_tokens": 2, "user": "alice"}
+CHAT_PATH = "/v1/chat/completions"
+
+
+def raw(server: Running, data: bytes, *, wait: float = 20) -> bytes:
+    """What comes back for bytes that no client library would send."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=wait) as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = next((int(h[16:]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length: ")), None)
+            if length is not None and len(body) >= length:
+                break
+    return answer
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "temperature": NaN}',
+        b'{"model": "tiny", "messages": ' + b"[" * 20000 + b"]" * 20000 + b"}",
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "seed": 1e400}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "seed": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_bodies_that_are_no_request(server: Running, body: bytes) -> None:
+    with server.client() as client:
+        answer = client.post(CHAT_PATH, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, answer.text[:300]
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+        assert client.post(CHAT_PATH, json=CHAT).status_code == 200
+    assert server.engine.info("alice").turns == 1
+
+
+def test_a_form_that_a_page_could_send_is_no_request(server: Running) -> None:
+    with server.client() as client:
+        answer = client.post(CHAT_PATH, content=json.dumps(CHAT), headers={"content-type": "text/plain"})
+    assert answer.status_code == 400
+    assert server.engine.sessions() == []
+
+
+def test_bodies_over_the_limit(serve: Serve) -> None:
+    server = serve(max_body_bytes=10_000, max_messages=5, max_import_bytes=20_000)
+    with server.client() as client:
+        declared = client.post(CHAT_PATH, content=b"x" * 10_001)
+        chunked = client.post(CHAT_PATH, content=iter([b"x" * 4000] * 5))
+        imported = client.post("/v1/sessions/alice/import", content=iter([b"x" * 4000] * 10))
+        for answer in (declared, chunked, imported):
+            assert answer.status_code == 413
+            assert answer.json()["error"]["code"] == "body_too_large"
+        many = client.post(CHAT_PATH, json={**CHAT, "messages": [user("hi")] * 6})
+        assert many.json()["error"]["code"] == "too_many_messages"
+    unending = raw(server, b"POST /v1/turns HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999\r\n\r\n")
+    assert unending.startswith(b"HTTP/1.1 413")
+    lying = raw(server, b"POST /v1/turns HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n")
+    assert lying.startswith(b"HTTP/1.1 400")
+
+
+def test_a_slow_body_is_given_up(serve: Serve) -> None:
+    server = serve(body_timeout=0.3)
+    started = time.monotonic()
+    answer = raw(server, b"POST /v1/turns HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - started < 10
+
+
+def test_a_body_cut_off_changes_nothing(server: Running) -> None:
+    body = json.dumps(CHAT).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:-5])
+    time.sleep(0.3)
+    assert server.engine.sessions() == []
+    with server.client() as client:
+        assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"X-Session-ID: alice\r\n\tbob",  # folded
+        b"X-Session-ID: a\x00b",
+        b"X-Session-ID: a\x7fb",
+        b"X-Session-ID: \xff\xfe",
+        b"X-Session-ID: " + b"a" * 201,
+        b"X-Request-ID: a\r\nX-Injected: yes",
+    ],
+)
+def test_headers_put_nothing_into_answers(server: Running, line: bytes) -> None:
+    body = json.dumps({"model": MODEL, "messages": [user("hi")], "max_tokens": 1}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    answer = raw(server, head + line + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 200")
+    assert b"injected" not in answer.lower()
+    assert all(info.name.isprintable() for info in server.engine.sessions())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/sessions/../../etc/passwd",
+        "/v1/sessions/..%2f..%2fetc%2fpasswd/export",
+        "/v1/sessions/%2e%2e/log",
+        "/v1//sessions",
+        "/V1/sessions/x",
+        "/v1/sessions/%2Fetc%2Fpasswd/export",
+        "/v1/snapshots/..%2f..%2fstore.db",
+        "/docs/../v1/sessions/x",
+    ],
+)
+def test_paths_that_try_to_climb_find_nothing(server: Running, path: str) -> None:
+    answer = raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
+    assert b"root:" not in answer
+    assert b'"error"' in answer
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 403),  # a name that was made to point here
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "localhost:8080", "origin": "http://localhost:8080"}, 200),
+        ({"host": "[::1]:8080"}, 200),
+    ],
+)
+def test_pages_of_others_cannot_reach_a_server_without_keys(serve: Serve, headers: dict[str, str], status: int) -> None:
+    server = serve(local_only=True)
+    with server.client() as client:
+        assert client.get("/v1/sessions", headers=headers).status_code == status
+
+
+def test_ten_thousand_sessions_are_listed_in_pages(serve: Serve, tmp_path: Path) -> None:
+    server = serve(keys=KEYS)
+    with server.client("key-of-alice") as alice, server.client("key-of-bob-1") as bob:
+        alice.post(CHAT_PATH, json=CHAT)
+        with sqlite3.connect(tmp_path / "store.db") as store:
+            row = store.execute(f"select head, created_at, updated_at from {sessions.name}").fetchone()
+            names = [(f"alice:s{number}", *row) for number in range(10_000)]
+            store.executemany(
+                f"insert into {sessions.name} (name, head, created_at, updated_at) values (?, ?, ?, ?)", names
+            )
+        started = time.monotonic()
+        page = alice.get("/v1/sessions", params={"limit": 1000}).json()
+        assert len(page["data"]) == 1000
+        assert page["has_more"]
+        assert alice.get("/v1/sessions", params={"limit": 10_001}).status_code == 400
+        assert bob.get("/v1/sessions").json()["data"] == []
+        assert time.monotonic() - started < 20
+
+
+def test_another_adapters_session_and_a_store_that_fails(serve: Serve, start: Start) -> None:
+    start(model_for(("user",))).absorb([user("hi")], session="old")
+    server = serve()
+    before = server.engine.info("old")
+    with server.client() as client:
+        foreign = client.post(CHAT_PATH, json={**CHAT, "user": "old"})
+        assert foreign.status_code == 409
+        assert foreign.json()["error"]["code"] == "fingerprint_mismatch"
+        assert server.engine.info("old") == before
+        server.engine.store.close()
+        broken = client.post(CHAT_PATH, json=CHAT)
+        assert broken.status_code == 503
+        assert broken.json()["error"]["code"] == "store_unavailable"
+        assert client.get("/metrics").status_code == 200
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:  # type: ignore[misc]
+    """An engine on the server's own store."""
+    from deltamem_agents import DeltaMemEngine
+    from tests.chat import byte_tokenizer
+
+    return lambda model: DeltaMemEngine(model, byte_tokenizer(), store=tmp_path / "store.db")
