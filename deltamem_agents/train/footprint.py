@@ -25,7 +25,7 @@ from deltamem_agents.train.recipe import Recipe
 
 UNRELATED_TOKENS = 160
 """About how long a row is that must stay as it is."""
-SAMPLE = (2, 128)
+SAMPLE = (2, 64)
 """Rows and tokens on which one layer is counted, the first of them padding: what attention keeps grows with length."""
 LEARNT = 16
 """Bytes a weight that learns: itself, its gradient and AdamW's two averages, in float32."""
