@@ -1,7 +1,7 @@
 """How much memory a run takes on its device: computed from a recipe, the model's config and its tokenizer.
 
-Weights are counted from shapes. What the backward pass keeps is counted on one layer of the model's widths with empty
-weights, token by token; all layers keep as much. Nothing of the model itself is loaded.
+Weights are counted from shapes. What the backward pass keeps is counted on a layer of the model's widths with empty
+weights, for each token; all layers keep as much. Nothing of the model itself is loaded.
 """
 
 import copy
@@ -25,7 +25,7 @@ from deltamem_agents.train.recipe import Recipe
 
 UNRELATED_TOKENS = 160
 """About how long a row is that must stay as it is."""
-SAMPLE = (2, 128)
+SAMPLE = (2, 64)
 """Rows and tokens on which one layer is counted, the first of them padding: what attention keeps grows with length."""
 LEARNT = 16
 """Bytes a weight that learns: itself, its gradient and AdamW's two averages, in float32."""
@@ -160,8 +160,8 @@ def _weights(whole: PreTrainedModel, recipe: Recipe, config: PretrainedConfig) -
 def _kept_by_one_layer(config: PretrainedConfig, dtype: torch.dtype, adapter: DeltaMemConfig) -> tuple[float, float]:
     """Bytes a token that one layer keeps for the backward pass, when it answers and when it is written."""
     rows, tokens = SAMPLE
-    model = _one_layer(config, dtype, adapter)
-    block = next(m for m in model.backbone.modules() if isinstance(m, nn.ModuleList))[0]
+    model = _two_layers(config, dtype, adapter)
+    block = next(m for m in model.backbone.modules() if isinstance(m, nn.ModuleList))[1]
     counted = _Counted(model)
     handles = [block.register_forward_pre_hook(counted.begin), block.register_forward_hook(counted.end)]
     ids = torch.zeros(rows, tokens, dtype=torch.long)
@@ -180,20 +180,20 @@ def _kept_by_one_layer(config: PretrainedConfig, dtype: torch.dtype, adapter: De
     return reading, counted.bytes / ids.numel()
 
 
-def _one_layer(config: PretrainedConfig, dtype: torch.dtype, adapter: DeltaMemConfig) -> DeltaMemModel:
-    """One attention layer of the model's widths, with empty weights and hardly a vocabulary."""
+def _two_layers(config: PretrainedConfig, dtype: torch.dtype, adapter: DeltaMemConfig) -> DeltaMemModel:
+    """Layers of the model's widths, with empty weights and hardly a vocabulary; gradients reach the second's input."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
-    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, 64, None
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 2, 64, None
     if getattr(text, "layer_types", None):
-        text.layer_types = [next(kind for kind in text.layer_types if "attention" in kind)]
+        text.layer_types = [next(kind for kind in text.layer_types if "attention" in kind)] * 2
     with torch.device("meta"):
-        layer: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=dtype)  # type: ignore[no-untyped-call]
-    layer = layer.to_empty(device="cpu").eval()  # type: ignore[no-untyped-call]
-    for tensor in (*layer.parameters(), *layer.buffers()):
+        layers: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=dtype)  # type: ignore[no-untyped-call]
+    layers = layers.to_empty(device="cpu").eval()  # type: ignore[no-untyped-call]
+    for tensor in (*layers.parameters(), *layers.buffers()):
         nn.init.zeros_(tensor)
-    one = adapter.model_copy(update={"target_layers": None})
-    return DeltaMemModel(layer, DeltaMemAdapter.initialize(one, layer))
+    both = adapter.model_copy(update={"target_layers": None})
+    return DeltaMemModel(layers, DeltaMemAdapter.initialize(both, layers))
 
 
 class _Counted:
