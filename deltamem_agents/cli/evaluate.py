@@ -41,13 +41,22 @@ app = typer.Typer(no_args_is_help=True, help="Evaluate a model and its adapter."
 
 @app.command()
 def recall(
-    rows: Annotated[str, typer.Option(help='Rows of the table, separated by commas, or "all".')] = "all",
+    rows: Annotated[
+        str | None, typer.Option(help='Rows of the table, separated by commas, or "all". Default: all, or your --file.')
+    ] = None,
     episodes: Annotated[int, typer.Option(min=2, help="Episodes of each kind and seed.")] = 200,
     seeds: Annotated[str, typer.Option(help="Each draws its own episodes; separated by commas.")] = "0",
     data: Annotated[
         Path | None, typer.Option(help="Folder with train/banking77 in it, for label maps. Default: built-in texts.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Text for the perplexity. Default: a built-in one.")] = None,
+    file: Annotated[Path | None, typer.Option(help='Episodes of your own, a .jsonl file: the row "file".')] = None,
+    seen: Annotated[
+        bool, typer.Option("--seen", help="The file's values may be among those that training has seen.")
+    ] = False,
+    trained_on: Annotated[
+        list[Path] | None, typer.Option(help="Episodes that the adapter was trained on; may be given several times.")
+    ] = None,
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
@@ -60,8 +69,9 @@ def recall(
 ) -> None:
     """Tell facts, then ask for them with nothing in the prompt: the state alone must know.
 
-    Rows: facts-1, facts-4, facts-8, talk-256, talk-1024, unseen-words-1, unseen-words-4, unseen-attributes, updated,
-    untold, labels, live-turns, perplexity.
+    Rows: facts-1, facts-4, facts-8, window-1, window-4, talk-256, talk-1024, unseen-words-1, unseen-words-4,
+    unseen-attributes, sentences, people, updated, untold, listed, labels, live-turns, perplexity, plain-talk,
+    plain-questions; and file, with --file.
     """
     chosen = _numbers(seeds)
     loaded = load_engine(
@@ -74,7 +84,8 @@ def recall(
 
         if threads is not None:
             torch.set_num_threads(threads)
-        names = list(ROWS) if rows == "all" else [name.strip() for name in rows.split(",")]
+        chosen_rows = rows or ("all" if file is None else "file")
+        names = list(ROWS) if chosen_rows == "all" else [name.strip() for name in chosen_rows.split(",")]
         with _bar() as bar:
             tasks = {name: bar.add_task(name, total=None, start=False, visible=False) for name in names}
 
@@ -94,6 +105,9 @@ def recall(
                 seeds=chosen,
                 data=data,
                 text=text,
+                file=file,
+                seen=seen,
+                trained_on=trained_on or (),
                 progress=progress,
                 finished=finished,
             )

@@ -63,7 +63,8 @@ def live_case(values: Values, rng: random.Random) -> Case:
     facts: list[Fact] = []
     for attribute in rng.sample(plain, TOLD + NEVER_TOLD):
         known = [fact.value for fact in facts]
-        value = values.other(attribute.values, known, rng, split="test", mix=ValueMix())
+        said = [attribute, *(fact.attribute for fact in facts)]
+        value = values.other(attribute.values, known, rng, split="test", mix=ValueMix(), said=said)
         facts.append(Fact(attribute, value))
     told = facts[:TOLD]
     asked, other = rng.sample(told, 2)
@@ -113,4 +114,5 @@ def _foreign(other: Episode, episode: Episode) -> bool:
         return True
     if other.value.lower() == episode.value.lower():
         return False
-    return "labels" in episode.tags or not any(contains(m.content, episode.value) for m in other.earlier)
+    values = episode.values or (episode.value,)
+    return "labels" in episode.tags or not any(contains(m.content, v) for m in other.earlier for v in values)

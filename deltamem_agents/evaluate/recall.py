@@ -2,16 +2,18 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.evaluate.asking import answers
+from deltamem_agents.evaluate.asking import ANSWER_TOKENS, answers
 from deltamem_agents.evaluate.cases import Case, label_texts, live_case
 from deltamem_agents.evaluate.judging import judge
+from deltamem_agents.evaluate.own import own_cases
 from deltamem_agents.evaluate.perplexity import Reading, read_chunks, text_chunks
+from deltamem_agents.evaluate.plain import MEMORIES, asked_of_full_memories, plain_prompts
 from deltamem_agents.evaluate.report import (
     Asked,
     Line,
@@ -21,7 +23,7 @@ from deltamem_agents.evaluate.report import (
     figure_line,
     reading_line,
 )
-from deltamem_agents.evaluate.rows import EXAMPLES, LABELS, ROWS, Row
+from deltamem_agents.evaluate.rows import EXAMPLES, LABELS, PLAIN, ROWS, Figure, Row
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
 from deltamem_agents.train.facts import Values, training_vocabulary
@@ -39,6 +41,9 @@ def evaluate_recall(
     together: int = 32,
     data: Path | None = None,
     text: Path | None = None,
+    file: Path | None = None,
+    seen: bool = False,
+    trained_on: Sequence[Path] = (),
     progress: Progress | None = None,
     finished: Callable[[RecallReport], None] | None = None,
 ) -> RecallReport:
@@ -55,18 +60,23 @@ def evaluate_recall(
         together: how many sessions are told and swapped together.
         data: where intents for label maps are; None: built-in texts, of which three topics are for testing.
         text: a text file for the perplexity; None: a built-in text.
+        file: episodes of your own, a JSONL file: the row "file".
+        seen: whether its values may be among those that training has seen.
+        trained_on: files of episodes that the adapter was trained on, whose values it must not hold either.
         progress: called with a row's name, how many of its episodes are done, and how many it has.
         finished: called with the report so far after each row.
 
     Raises:
         ConfigError: a row's name is unknown, or a number is impossible.
-        TrainingError: the data holds no intents.
+        TrainingError: the data holds no intents, or the file no episodes, or values that training has seen.
     """
-    _check(rows, episodes, seeds, together)
+    known = ROWS if file is None else {**ROWS, "file": _own_row(file, seen=seen)}
+    _check(rows, episodes, seeds, together, known)
     tokenizer = engine.tokenizer
     talk = Talk(count=lambda said: len(tokenizer.encode(said)) + 5)
     source = TrainingData(Values(training_vocabulary(tokenizer)), talk, label_texts(data))
-    chunks = text_chunks(engine, text) if any(ROWS[name].perplexity for name in rows) else []
+    chunks = text_chunks(engine, text) if any(known[name].perplexity for name in rows) else []
+    own = own_cases(file, source.values, seen=seen, trained_on=trained_on) if file is not None else []
     lines: list[Line] = []
     questions: list[Asked] = []
     readings: list[Reading] = []
@@ -77,17 +87,28 @@ def evaluate_recall(
     where |= {"not measured here": "IFEval: deltamem evaluate harness --tasks ifeval"}
     report = RecallReport((), where, (), ())
     for name in dict.fromkeys(rows):
-        row = _with_labels(ROWS[name], len(source.labels.kinds["test"]))
-        total = episodes * len(seeds) * max(1, len(row.mixes))
-        done, asked, read = 0, list[Asked](), list[Reading]()
-        for seed in seeds:
-            for group in _groups(row, source, episodes, f"recall {seed} {name}", together):
+        row = _with_labels(known[name], len(source.labels.kinds["test"]))
+        times = seeds[:1] if name == "file" else seeds
+        each = len(own) if name == "file" else min(episodes, PLAIN) if row.plain else episodes * max(1, len(row.mixes))
+        total, done = each * len(times), 0
+        asked, read = list[Asked](), list[Reading]()
+        for seed in times:
+            key = f"recall {seed} {name}"
+            if row.plain:
+                if progress:
+                    progress(name, done, total)
+                prompts = plain_prompts(row.plain, source, random.Random(f"{key} prompts"), each)
+                full = next(_groups(row, source, max(2, min(MEMORIES, episodes)), key, MEMORIES))
+                asked += asked_of_full_memories(engine, name, seed, full, prompts, kind=row.plain, tokens=row.tokens)
+                done += len(prompts)
+                continue
+            for group in _evenly(own, together) if name == "file" else _groups(row, source, episodes, key, together):
                 if progress:
                     progress(name, done, total)
                 if row.perplexity:
                     read += read_chunks(engine, group, chunks, start=done, seed=seed)
                 else:
-                    asked += _asked(engine, name, seed, group, frozen)
+                    asked += _asked(engine, name, seed, group, frozen, row)
                 done += len(group)
         if progress:
             progress(name, done, total)
@@ -103,10 +124,14 @@ def evaluate_recall(
     return report
 
 
-def _check(rows: Sequence[str], episodes: int, seeds: Sequence[int], together: int) -> None:
-    unknown = [name for name in rows if name not in ROWS]
+def _own_row(file: Path, *, seen: bool) -> Row:
+    return Row((), (Figure(f"{file.name}{', values of training among them' if seen else ''}", None),))
+
+
+def _check(rows: Sequence[str], episodes: int, seeds: Sequence[int], together: int, known: Mapping[str, Row]) -> None:
+    unknown = [name for name in rows if name not in known]
     if unknown or not rows:
-        raise ConfigError(f"rows are {', '.join(rows) or 'none'}, expected some of {', '.join(ROWS)}")
+        raise ConfigError(f"rows are {', '.join(rows) or 'none'}, expected some of {', '.join(known)}")
     if episodes < 2 or together < 2:
         raise ConfigError(f"episodes is {episodes} and together {together}, expected 2 or more: memories are swapped")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -117,10 +142,13 @@ def _groups(row: Row, source: TrainingData, episodes: int, key: str, together: i
     """The cases of a row for one seed, in groups of even sizes, so that each has somebody to swap with."""
     for number, mix in enumerate(row.mixes or (None,)):
         rng = random.Random(f"{key} {number}")
-        cases = [_case(mix, source, rng) for _ in range(episodes)]
-        groups = math.ceil(episodes / together)
-        for group in range(groups):
-            yield cases[group::groups]
+        yield from _evenly([_case(mix, source, rng) for _ in range(episodes)], together)
+
+
+def _evenly(cases: Sequence[Case], together: int) -> Iterator[list[Case]]:
+    groups = math.ceil(len(cases) / together)
+    for group in range(groups):
+        yield list(cases[group::groups])
 
 
 def _case(mix: EpisodeMix | None, source: TrainingData, rng: random.Random) -> Case:
@@ -128,15 +156,16 @@ def _case(mix: EpisodeMix | None, source: TrainingData, rng: random.Random) -> C
 
 
 def _asked(
-    engine: DeltaMemEngine, name: str, seed: int, group: Sequence[Case], frozen: dict[str, str]
+    engine: DeltaMemEngine, name: str, seed: int, group: Sequence[Case], frozen: dict[str, str], row: Row
 ) -> list[Asked]:
     replies: dict[int, Sequence[str]] = {}
-    found = answers(engine, group, frozen=frozen, note=replies.__setitem__)
+    kept = frozen if row.tokens == ANSWER_TOKENS else {}  # longer answers are others
+    found = answers(engine, group, frozen=kept, note=replies.__setitem__, windows=row.windows, tokens=row.tokens)
     return [
         Asked(
             name,
             seed,
-            case.episode.tags[0],
+            case.episode.tags[0] if case.episode.tags else "own",
             case.episode.question,
             case.episode.values,
             case.episode.stale,

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import transformers
@@ -79,7 +79,7 @@ class RecallReport:
         lines = [
             "The exact value in a free greedy answer through the engine: told live, one message at a time, each",
             "answered by the model; asked with nothing of it in the prompt; phrasings that training never saw. 95 %",
-            "intervals: Wilson's for shares, bootstrap for changes.",
+            "intervals: Wilson's for shares, bootstrap for changes and for shares of several values.",
             "",
             *(f"- {name}: {value}" for name, value in self.circumstances.items()),
             "",
@@ -107,10 +107,12 @@ def figure_line(row: str, figure: Figure, asked: Sequence[Asked]) -> Line:
     def share(condition: Condition) -> Share | None:
         return _share(_of(chosen, condition, figure.measure))
 
-    found = {c: s for c in (*SHOWN, "before") if (s := share(c)) is not None}
+    found = {c: s for c in get_args(Condition) if (s := share(c)) is not None}
     shares = {**found, "own": found[figure.condition]}
     if figure.condition != "own":
         shares.pop("swapped", None)  # those were asked at another time
+    if figure.condition != "own" and "window 0" in found:
+        shares.pop("frozen", None)  # it saw another window
     target = figure.target
     return Line(
         row,
@@ -174,13 +176,17 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _of(asked: Iterable[Asked], condition: Condition, measure: Measure) -> list[bool]:
+def _of(asked: Iterable[Asked], condition: Condition, measure: Measure) -> list[float]:
     """What is measured, of the questions that were asked under this condition."""
-    return [bool(getattr(a.verdicts[condition], measure)) for a in asked if condition in a.verdicts]
+    return [float(getattr(a.verdicts[condition], measure)) for a in asked if condition in a.verdicts]
 
 
-def _share(hits: Sequence[bool]) -> Share | None:
-    return Share(_mean(hits), *wilson(sum(hits), len(hits)), len(hits)) if hits else None
+def _share(found: Sequence[float]) -> Share | None:
+    if not found:
+        return None
+    whole = all(share in (0.0, 1.0) for share in found)
+    bounds = wilson(round(sum(found)), len(found)) if whole else bootstrap(found)
+    return Share(_mean(found), *bounds, len(found))
 
 
 def _mean(values: Sequence[float]) -> float:

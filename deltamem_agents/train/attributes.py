@@ -94,8 +94,10 @@ _OPENINGS = {"statements": ("By the way, ", "You should know: "), "test_statemen
 """Put before an attribute's first statement."""
 OPENINGS = ("By the way,", "You should know:", "Just so you know,", "Note that", "One more thing,", "FYI,")
 """How statements begin that have one."""
-_OTHER_SIDE = {"i'm": "you are", "am": "are", "i": "you", "my": "your", "me": "you", "our": "your", "we": "you"}
-_SWAPPED = re.compile(r"\b(?:I'm|am|I|my|me|our|we|you)\b", re.IGNORECASE)
+_OTHER_SIDE = {
+    "i'm": "you are", "am": "are", "i": "you", "my": "your", "mine": "yours", "me": "you", "our": "your", "we": "you",
+}  # fmt: skip
+_SWAPPED = re.compile(r"\b(?:I'm|am|I|my|mine|me|our|we|you)\b", re.IGNORECASE)
 
 
 def other_side(text: str) -> str:

@@ -57,8 +57,9 @@ class EpisodeMix(BaseModel):
     """Share of updates that name the old value too."""
     again: float = Field(default=0.0, ge=0, le=1)
     """Share of updated facts that are updated twice."""
-    attributes: Literal["known", "unseen"] = "known"
-    """Which attributes facts are about: those of training, or those that never occur in it."""
+    attributes: Literal["known", "basic", "unseen"] = "known"
+    """Which attributes facts are about: those of training, the two dozen commonest of them, which are soon learnt, or
+    those that never occur in it."""
     other_talk: int = Field(default=0, ge=0)
     """At most this many messages of small talk and earlier questions in between."""
     tools: float = Field(default=0.0, ge=0, le=1)
@@ -244,7 +245,7 @@ class _Draft:
             besides: more facts of the episode.
         """
         mix, rng = self.mix, self.rng
-        if count > len(HELD_OUT_ATTRIBUTES if mix.attributes == "unseen" else _PLAIN):
+        if count > len(_POOLS[mix.attributes]):
             raise ConfigError(f"{count} facts are more than there are {mix.attributes} attributes: ask for fewer")
         facts: list[Fact] = []
         named = frozenset[str]().union(*(words_of(f.value) for f in besides))
@@ -274,7 +275,7 @@ class _Draft:
         if people and mix.rivals and facts and facts[-1].attribute.train_about and rng.random() < mix.rivals:
             return facts[-1].attribute, rng.choice([*people, None])
         dated = rng.random() < mix.dates
-        pool = HELD_OUT_ATTRIBUTES if mix.attributes == "unseen" else _DATED if dated else _PLAIN
+        pool = _DATED if dated and mix.attributes == "known" else _POOLS[mix.attributes]
         if mix.names and pool is _PLAIN and len(facts) < len(_NAMES) and rng.random() < mix.names:
             pool = _NAMES
         about = [a for a in pool if a.train_about] if rng.random() < mix.people and people else []
@@ -380,6 +381,11 @@ class _Draft:
 
 _DATED: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values in GENERATED)
 _PLAIN: tuple[Attribute, ...] = tuple(a for a in ATTRIBUTES if a.values not in GENERATED)
+_POOLS: dict[str, tuple[Attribute, ...]] = {
+    "known": _PLAIN,
+    "basic": tuple(a for a in _PLAIN if a.area == "basics"),
+    "unseen": HELD_OUT_ATTRIBUTES,
+}
 _NAMES: tuple[Attribute, ...] = tuple(a for a in _PLAIN if a.values in ("person", "pet", "surname"))
 _RELATIVES = (
     "my sister", "my friend", "my boss", "my mother", "my father", "my son", "my daughter", "my wife",

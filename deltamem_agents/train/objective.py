@@ -34,11 +34,15 @@ from deltamem_agents.train.losses import (
     plain_divergence,
 )
 from deltamem_agents.train.recipe import Recipe
-from deltamem_agents.train.unrelated import Unrelated, plain_prose, plain_replies
+from deltamem_agents.train.unrelated import Unrelated, beginning, plain_prose, plain_replies
 from deltamem_agents.train.writing import Written, write_memories
 
-PASSAGES = 256
+PASSAGES = 96
 """How much prose is sampled to read with a memory."""
+
+
+PASSAGE = 48
+"""Tokens of a passage that are read: longer ones cost more than the answers do, and tell no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Objective:
             talk = min(stage.other_talk, 2)
             stage = stage.model_copy(update={"questions": 1, "filler": (0,), "other_talk": talk})
         stage = stage.model_copy(update={"facts": (facts,)})
-        count = max(2, recipe.rows // (2 if visible else min(facts, stage.questions)))
+        count = max(2, recipe.rows // (3 if visible else min(facts, stage.questions)))
         episodes = tuple(self.data.draw(stage, rng, together=together) for _ in range(count))
         if visible:
             replies = [u.reply for u in self._kinds()[False]]
@@ -207,9 +211,10 @@ class Objective:
         """What must not change: prompts with their replies, and prose (True)."""
         if not self._unrelated:
             model, template, seed = self.model, self.template, self.recipe.seed
-            prose = plain_prose(model, template, count=PASSAGES, seed=seed) if self.recipe.prose else []
+            prose = plain_prose(model, template, count=PASSAGES, seed=seed, length=64) if self.recipe.prose else []
             prompts = plain_replies(model, template, self.data, prose=prose[: len(prose) // 2], seed=seed)
-            self._unrelated = {False: prompts, True: [Unrelated(None, text) for text in prose] or prompts}
+            passages = [Unrelated(None, beginning(template.tokenizer, text, PASSAGE)) for text in prose]
+            self._unrelated = {False: prompts, True: passages or prompts}
         return self._unrelated
 
 

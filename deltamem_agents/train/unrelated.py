@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.messages import Message
@@ -135,6 +137,11 @@ def own_prompts(
         model, template, [None] * count, length=length, seed=seed, cache_dir=cache_dir, progress=progress
     )
     return [text for text in map(str.strip, found) if text and not holds_held_out_word(text)]
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:
+    """The first so many tokens of a text."""
+    return str(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:tokens]))
 
 
 def _trainable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deltamem_agents.evaluate.judging import Verdict, judge
+from deltamem_agents.evaluate.judging import Verdict, judge, keeps
 from deltamem_agents.messages import Message
 from deltamem_agents.train import Episode
 from deltamem_agents.train.episodes import UNKNOWN
@@ -41,7 +41,8 @@ RIGHT, STALE, UNSURE, NOTHING = (
     ],
 )
 def test_of_what_was_told(answer: str, verdict: Verdict) -> None:
-    assert judge(answer, MOVED) == verdict
+    found = judge(answer, MOVED)
+    assert (found.right, found.stale, found.unsure) == (verdict.right, verdict.stale, verdict.unsure)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,28 @@ def test_every_value_must_be_there() -> None:
     both = MOVED.model_copy(update={"answer": "Milk, bread.", "values": ("milk", "bread"), "stale": ()})
     assert judge("Bread and milk.", both).right
     assert not judge("Milk.", both).right
+    assert [judge(text, both).named for text in ("Bread and milk.", "Milk.", "Tea.")] == [1.0, 0.5, 0.0]
+
+
+FRANCE = "What is the capital of France?"
+
+
+@pytest.mark.parametrize(
+    ("question", "plain", "answer", "kept"),
+    [
+        (FRANCE, "The capital of France is Paris.", "The capital of France is Paris.", True),
+        (FRANCE, "The capital of France is Paris.", "Paris! It lies on the Seine.", True),
+        (FRANCE, "The capital of France is Paris. It is old.", "It's paris.", True),
+        (FRANCE, "The capital of France is Paris.", "The capital of France is Lyon.", False),
+        (FRANCE, "The capital of France is Paris.", "Lyon. Not Paris.", False),  # another first sentence
+        (FRANCE, "The capital of France is Paris.", "", False),
+        ("What is 4 + 9?", "4 + 9 = 13", "13", True),
+        ("What is 4 + 9?", "4 + 9 = 13", "4 + 9 = 14", False),
+        ("Is it?", "It is.", "it is", True),  # nothing but common words
+        ("Is it?", "It is.", "It is my dog.", False),
+    ],
+)
+def test_an_answer_is_kept_where_it_says_what_the_frozen_model_says(
+    question: str, plain: str, answer: str, kept: bool
+) -> None:
+    assert keeps(answer, plain, question) == kept

@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 
 from deltamem_agents import DeltaMemEngine
 from deltamem_agents.cli import app
-from deltamem_agents.errors import ConfigError
+from deltamem_agents.errors import ConfigError, TrainingError
 from deltamem_agents.evaluate import ROWS, RecallReport, evaluate_recall
 from deltamem_agents.evaluate.asking import answers, ask, told_sessions
 from deltamem_agents.evaluate.cases import Case, live_case, partners
 from deltamem_agents.evaluate.judging import judge
 from deltamem_agents.evaluate.perplexity import read_chunks, text_chunks
+from deltamem_agents.evaluate.plain import asked_of_full_memories, plain_prompts
 from deltamem_agents.train import EpisodeMix, Values, draw_episode
+from deltamem_agents.train.data import TrainingData
 from tests.chat import byte_tokenizer, chat_model
 
 VALUES = Values(["harbor", "velvet", "saddle"])
@@ -53,6 +55,7 @@ def test_every_row_is_measured(report: RecallReport, name: str) -> None:
         return
     assert len(questions) == EPISODES * len(SEEDS) * max(1, len(ROWS[name].mixes))
     wanted = {"own", "swapped", "frozen", *(["before"] if ROWS[name].later else [])}
+    wanted |= {f"window {n}" for n in ROWS[name].windows[:-1]}
     for question in questions:
         assert wanted - {"swapped"} <= question.answers.keys() <= wanted
         assert len(question.replies) == (10 if ROWS[name].later else 0)
@@ -72,6 +75,7 @@ def test_the_report_says_where_and_how_much(engine: DeltaMemEngine, report: Reca
     text = report.render()
     assert engine.fingerprint in text
     assert "IFEval" in text
+    assert "1 fact, window 4" in text
     assert "label map, 3 labels × 4 examples" in text, "no more built-in topics are held out"
     assert all(figure.title in text for name, row in ROWS.items() for figure in row.figures if name != "labels")
 
@@ -117,6 +121,75 @@ def test_each_question_is_answered_from_the_memory_it_names(engine: DeltaMemEngi
             assert answer["swapped"] == alone(cases[other], case)
     assert any(a["own"] != a["frozen"] for a in found), "the memories do something"
     assert judge(found[0]["own"], cases[0].episode) == judge(alone(cases[0], cases[0]), cases[0].episode)
+
+
+def test_with_a_window_recent_messages_stand_in_the_prompt_of_the_frozen_model_too(engine: DeltaMemEngine) -> None:
+    cases = draw(2, facts=(3,))
+    found = answers(engine, cases, frozen={}, windows=(0, 4))
+    assert all({"own", "window 0", "frozen"} <= answer.keys() for answer in found)
+    for case, answer in zip(cases, found, strict=True):
+        question = {"role": "user", "content": case.episode.question}
+        said = []
+        for message in case.episode.earlier:
+            turn = engine.generate([message], session="alone", recent_messages=4, max_new_tokens=12)
+            said += [message, turn.reply]
+        own = engine.generate([question], session="alone", memory="read", recent_messages=4, max_new_tokens=24)
+        engine.forget("alone")
+        assert answer["own"] == own.reply.content
+        assert answer["frozen"] == engine.generate([*said[-4:], question], max_new_tokens=24).reply.content
+
+
+def test_plain_prompts_go_to_full_memories_and_are_compared_with_the_frozen_model(engine: DeltaMemEngine) -> None:
+    source = TrainingData(VALUES)
+    for kind in ("talk", "questions"):
+        prompts = plain_prompts(kind, source, random.Random(1), 500)  # type: ignore[arg-type]
+        assert len(prompts) == len(set(prompts)) == 100
+    prompts = [*prompts[:2], "Hello there."]
+    cases = draw(2, facts=(2,))
+    found = asked_of_full_memories(engine, "row", 3, cases, prompts, kind="talk", tokens=5)
+    assert [a.question for a in found] == prompts
+    for asked in found:
+        frozen = engine.generate([{"role": "user", "content": asked.question}], max_new_tokens=5).reply.content
+        assert asked.answers["frozen"] == frozen
+        assert asked.verdicts["frozen"].right
+        assert asked.verdicts["own"].right == (asked.answers["own"] == frozen)
+    assert {a.answers["own"] for a in found} != {a.answers["frozen"] for a in found}
+
+
+def _own_file(path: Path, *values: str, **change: object) -> Path:
+    lines = [
+        {"earlier": [{"role": "user", "content": f"My code word is {v}."}], "question": "What is my code word?",
+         "answer": f"Your code word is {v}.", "values": [v], **change}
+        for v in values
+    ]  # fmt: skip
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_episodes_of_your_own_are_told_and_asked(engine: DeltaMemEngine, tmp_path: Path) -> None:
+    file = _own_file(tmp_path / "own.jsonl", "Zwarkle", "Plimbo", "Quoxen")
+    report = evaluate_recall(engine, rows=["file"], file=file, episodes=2, seeds=(0, 1))
+    assert [(line.row, line.title, line.shares["own"].count) for line in report.lines] == [("file", "own.jsonl", 3)]
+    assert [q.values for q in report.questions] == [("Zwarkle",), ("Plimbo",), ("Quoxen",)]
+    with pytest.raises(ConfigError, match="rows are file, expected some of facts-1"):
+        evaluate_recall(engine, rows=["file"])
+
+
+def test_a_file_that_leaks_training_values_is_refused(engine: DeltaMemEngine, tmp_path: Path) -> None:
+    file = _own_file(tmp_path / "own.jsonl", "Oslo", "Plimbo", "Quoxen")
+    with pytest.raises(TrainingError, match=r"asks for 1 of 3 values that training has seen: 'Oslo'\. .*--seen"):
+        evaluate_recall(engine, rows=["file"], file=file)
+    report = evaluate_recall(engine, rows=["file"], file=file, seen=True)
+    assert report.lines[0].title == "own.jsonl, values of training among them"
+    trained, clean = _own_file(tmp_path / "train.jsonl", "plimbo"), _own_file(tmp_path / "b.jsonl", "Plimbo", "Quoxen")
+    with pytest.raises(TrainingError, match="'Plimbo'"):
+        evaluate_recall(engine, rows=["file"], file=clean, trained_on=[trained])
+    with pytest.raises(TrainingError, match="holds 1 episode, expected 2 or more"):
+        evaluate_recall(engine, rows=["file"], file=trained)
+    window = [{"role": "user", "content": "Hello."}]
+    shown = _own_file(tmp_path / "c.jsonl", "Plimbo", "Quoxen", window=window)
+    with pytest.raises(TrainingError, match=r"episode 1 has a window .* move those messages to earlier"):
+        evaluate_recall(engine, rows=["file"], file=shown)
 
 
 def test_questions_on_the_way_are_really_asked(engine: DeltaMemEngine) -> None:
@@ -168,7 +241,7 @@ def test_the_command(tmp_path: Path) -> None:
     options = ["--rows", "facts-1,updated", "--episodes", "2", "--seeds", "1,2", "--output", str(output)]
     result = CliRunner().invoke(app, ["evaluate", "recall", *where, *options])
     assert result.exit_code == 0, result.output
-    assert "| 1 fact | ≥ 97 % |" in result.stdout
+    assert "| 1 fact | ≥ 98 % |" in result.stdout
     data = json.loads(output.read_text(encoding="utf-8"))
     assert [line["row"] for line in data["lines"]] == ["facts-1", "updated", "updated"]
     assert len(data["questions"]) == 8

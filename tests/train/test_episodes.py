@@ -21,6 +21,7 @@ from deltamem_agents.train import (
     read_episodes,
     write_episodes,
 )
+from deltamem_agents.train.attributes import other_side
 from deltamem_agents.train.episodes import UNKNOWN
 from deltamem_agents.train.facts import VALUES as PEOPLE
 from deltamem_agents.train.talk import SYSTEM_PROMPTS, rough_tokens
@@ -160,6 +161,85 @@ def test_the_new_value_is_told_after_the_old_one(seed: int, split: str) -> None:
     assert any(contains(t, episode.value) for t in texts[first + 1 :])
 
 
+WORDS = sorted({word for attribute in ATTRIBUTES for word in attribute.words if len(word) > 4})
+"""As an open vocabulary the worst there is: every word is one of a phrasing."""
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_no_draw_asks_for_what_its_questions_or_other_answers_show(count: int) -> None:
+    mix = EVERYTHING.model_copy(update={"questions": 3, "facts": (1, 2, 4, 8), "filler": (0,)})
+    for values in (VALUES, Values([*WORDS, "harbor", "velvet", "works"])):
+        for seed in range(count // 2):
+            split = "test" if seed % 3 == 0 else "train"
+            episode = draw_episode(mix, values, random.Random(seed), split=split)  # type: ignore[arg-type]
+            for value in () if "labels" in episode.tags else (*episode.values, *episode.stale):
+                texts = (episode.question, *(t for e in episode.exchanges for t in (e.question, e.answer)))
+                assert value == UNKNOWN or not any(contains(text, value) for text in texts), (split, seed, value)
+
+
+def test_everything_that_is_known_is_told_in_the_order_it_was_told() -> None:
+    mix = EpisodeMix(kinds={"listed": 1}, facts=(4,), people=1.0, dates=0.2)
+    for seed in range(40):
+        episode = drawn("train", seed, mix)
+        told = [text for i, text in enumerate(user_texts(episode)) if i not in episode.talk]
+        assert len(episode.values) == 4
+        assert all(contains(text, value) for text, value in zip(told, episode.values, strict=True))
+        places = [episode.answer.index(value) for value in episode.values]
+        assert places == sorted(places)
+        assert not contains(episode.answer, "my")
+    empty = drawn("test", 1, mix.model_copy(update={"idle": 1.0}))
+    assert (empty.answer, empty.values) == ("I don't know anything about you yet.", (UNKNOWN,))
+
+
+def test_two_facts_may_share_a_sentence_and_a_message_with_other_talk() -> None:
+    one = EpisodeMix(facts=(2,), paired=1.0)
+    for seed in range(30):
+        (text,) = user_texts(drawn("train", seed, one))
+        assert not re.search(r"(?<!Dr)(?<!Mr)(?<!Mrs)(?<!Ms)\. [A-Z]", text)
+    inside = [user_texts(drawn("train", seed, EpisodeMix(inside=1.0)))[0] for seed in range(30)]
+    assert sum(len(re.findall(r"[.!?]", text)) > 1 for text in inside) > 25
+
+
+def test_an_update_may_name_the_old_value_and_come_twice() -> None:
+    mix = EpisodeMix(kinds={"updated": 1}, facts=(2,), old_named=1.0, again=1.0)
+    for seed in range(30):
+        episode = drawn("train", seed, mix)
+        texts = user_texts(episode)
+        oldest, old = episode.stale
+        (first,) = [i for i, t in enumerate(texts) if contains(t, oldest) and contains(t, old)]
+        (second,) = [i for i, t in enumerate(texts) if contains(t, old) and contains(t, episode.value)]
+        assert first < second
+
+
+def test_what_is_my_sister_to_the_user_is_your_sister_in_the_answer() -> None:
+    mix = EpisodeMix(people=1.0, relatives=1.0, facts=(2,), rivals=0.5)
+    mine = 0
+    for seed in range(60):
+        episode = drawn("train", seed, mix)
+        found = re.search(r"\bmy (\w+)", episode.question, re.IGNORECASE)
+        if "other person" in episode.tags and found:
+            mine += 1
+            assert re.search(rf"\byour {found[1]}\b", episode.answer, re.IGNORECASE)
+            assert not contains(episode.answer, f"my {found[1]}")
+            assert episode.answer[0].isupper() or episode.answer.startswith(episode.value)
+    assert mine > 20
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("which tool you should use", "which tool I should use"),
+        ("where I am going with my dog", "where you are going with your dog"),
+        ("who stands in for me", "who stands in for you"),
+        ("My sister", "Your sister"),
+        ("which locker is mine", "which locker is yours"),
+        ("what our server is called", "what your server is called"),
+    ],
+)
+def test_the_other_side_says_you_for_me(said: str, heard: str) -> None:
+    assert other_side(said) == heard
+
+
 def test_questions_for_others_are_about_the_right_person() -> None:
     mix = EpisodeMix(facts=(3,), people=1.0)
     for seed in range(50):
@@ -242,3 +322,12 @@ def test_the_prompt_is_the_window_and_the_question() -> None:
     window = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
     episode = Episode.model_validate({**GOOD, "window": window})
     assert episode.prompt == (*window, Message(role="user", content="Where do I live?"))
+
+
+def test_basic_attributes_are_a_few_common_ones() -> None:
+    rng = random.Random(3)
+    mix = EpisodeMix(attributes="basic", facts=(3,), dates=0.5)
+    names = {draw_episode(mix, VALUES, rng, split=s).tags[2] for s in ("train", "test") for _ in range(200)}
+    basics = {a.name for a in ATTRIBUTES if a.area == "basics"}
+    assert names <= basics
+    assert len(names) > 10

@@ -125,6 +125,7 @@ def test_phrasings_are_many_distinct_and_complete() -> None:
                 assert all(text.count("{}") == 1 for text in told)
                 assert not any("{}" in q for q in (*split.questions, split.unknown))
                 assert "don't know" in split.unknown
+                assert not re.search(r"\b(?:my|mine|me|am|our|we)\b", f"{split.answer} {split.unknown}", re.IGNORECASE)
                 said += [*split.statements, *split.questions, *split.updates, *split.negations]
         for about in filter(None, (attribute.train_about, attribute.test_about)):
             assert all("{who}" in text for text in (*about.statements, *about.questions, about.answer, about.unknown))

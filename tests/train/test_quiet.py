@@ -40,9 +40,9 @@ def test_gates_close_on_talk_and_stay_as_they_are_on_what_is_told(
     others = [layer.in_proj[: layer.block["beta"].start].clone() for layer in model.adapter.layers.values()]
     quieten_gates(model, ChatTemplate(tokenizer), DATA, amount=6.0, messages=150)
     moved = [gates(model, tokenizer, m) - b for m, b in zip((told, talk), before, strict=True)]
-    assert moved[1][: config.gates].max() < -0.4
+    assert moved[1][: config.gates].max() < -0.25
     if not coupled:
-        assert moved[1][config.gates :].min() > 0.4, "talk takes nothing away"
+        assert moved[1][config.gates :].min() > 0.25, "talk takes nothing away"
     assert moved[0].abs().max() < 0.3 * moved[1].abs().min(), "what is told is written as before"
     for layer, weights in zip(model.adapter.layers.values(), others, strict=True):
         assert torch.equal(layer.in_proj[: layer.block["beta"].start], weights)
