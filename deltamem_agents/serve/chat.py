@@ -31,6 +31,14 @@ async def chat_completions(
     """A reply, of the memory that the request names: `X-Session-ID`, `session_id`, `user` and their like."""
     service.check_model(body.model)
     check_messages(service, len(body.messages))
+    for number, said in enumerate(body.messages):
+        if said.name is not None and said.role != "tool":
+            raise ApiError(
+                400,
+                f"the name of a message of the {said.role} is not served: put it into the text",
+                code="unsupported_parameter",
+                param=f"messages[{number}].name",
+            )
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs without logprobs: true: ask for both", code="invalid_value", param="logprobs")
     of = whose(request.headers, body)

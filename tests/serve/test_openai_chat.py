@@ -151,6 +151,7 @@ def test_logprobs_are_the_models(server: Running) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, None),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": "hi", "colour": "red"}]}, "messages[0].colour"),
+        ({"messages": [{"role": "user", "content": "hi", "name": "bob"}]}, "messages[0].name"),
         ({"messages": []}, "messages"),
     ],
 )
