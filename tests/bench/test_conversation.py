@@ -152,7 +152,7 @@ def test_a_conversation_has_turns() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"turns": 3, "facts": 4}, "facts is 4"), ({"full_turns": 2}, "2 turns"), ({"facts": 99}, "99")],
+    [({"turns": 3, "facts": 4}, "facts is 4"), ({"full_turns": 2}, "2 turns"), ({"facts": 999}, "999")],
 )
 def test_facts_need_turns_and_attributes(options: dict[str, int], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
