@@ -32,9 +32,9 @@ class Database:
         with _translated("the store's URL"):
             url = _url(url_or_path)
         self._where = _shown(url)
-        self._sqlite = url.get_backend_name() == "sqlite"
+        self.sqlite = url.get_backend_name() == "sqlite"
         # One connection cannot hold two transactions, so threads take turns on a database in memory.
-        alone = self._sqlite and sqlite.in_memory(url)
+        alone = self.sqlite and sqlite.in_memory(url)
         self._turns: AbstractContextManager[object] = threading.RLock() if alone else nullcontext()
         with _translated(self._where):
             self._reader, self._writer = self._engines(url)
@@ -57,7 +57,7 @@ class Database:
         """
 
         def locked(connection: Connection, again: bool) -> _T:
-            if not self._sqlite:
+            if not self.sqlite:
                 postgresql.lock_sessions(connection, names, timeout=self._timeout)
             return work(connection, again)
 
@@ -65,13 +65,13 @@ class Database:
 
     def scrub(self, deleted: str, *, later: str) -> None:
         """SQLite: moves what was deleted off the disk; where a reader is in the way, says what helps later."""
-        if self._sqlite:
+        if self.sqlite:
             with self._turns, _translated(self._where):
                 sqlite.empty_wal(self._reader, deleted, later=later)
 
     def finish_deletion(self, deleted: str | None = None) -> bool:
         """SQLite: ends deletions that a reader was in the way of; whether `deleted` was one. None: nobody waits."""
-        if not self._sqlite:
+        if not self.sqlite:
             return False
         with self._turns, _translated(self._where):
             return sqlite.finish(self._reader, deleted)
@@ -82,7 +82,7 @@ class Database:
         self._reader.dispose()
 
     def _engines(self, url: URL) -> tuple[Engine, Engine]:
-        if self._sqlite:
+        if self.sqlite:
             engine = sqlite.connect(url, timeout=self._timeout)
             return engine, engine.execution_options(**{sqlite.WRITES: True})
         if not postgresql.is_postgresql(url):
@@ -98,19 +98,19 @@ class Database:
     def _open(self) -> None:
         def look(connection: Connection) -> int:
             found = version(connection)
-            if self._sqlite and not found:
+            if self.sqlite and not found:
                 sqlite.refuse_foreign(connection)
             return found
 
         with _translated(self._where):
             with self._reader.begin() as connection:
                 found = look(connection)
-            if self._sqlite:
+            if self.sqlite:
                 sqlite.use_wal(self._reader)
             if found < LATEST:
                 with self._writer.begin() as connection:
                     migrate(connection)  # which looks again: another process may have been faster
-            if self._sqlite:
+            if self.sqlite:
                 with suppress(sqlite3.Error):  # read-only
                     sqlite.finish(self._reader)
 
@@ -129,7 +129,7 @@ class Database:
             except StoreError:
                 raise
             except _FAILURES as error:
-                away = not self._sqlite and postgresql.passing(error)
+                away = not self.sqlite and postgresql.passing(error)
                 unsure = unsure or (away and done)
                 if not away or time.monotonic() > end:
                     raise _explained(error, self._where, unsure=unsure) from error

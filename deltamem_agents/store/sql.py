@@ -195,7 +195,7 @@ class SQLStore(StateStore):
         In SQLite the bytes are overwritten, and the write-ahead log is emptied; where a reader is in the way, a second
         call does that. PostgreSQL leaves both to its vacuum.
         """
-        if self.session(name) is None and self._database.finish_deletion(name):
+        if self._database.sqlite and self.session(name) is None and self._database.finish_deletion(name):
             return
         seen: list[str] = []
 

@@ -1,6 +1,7 @@
 """`deltamem serve`: what it refuses, and how it starts, drains and stops as a process of its own."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,18 @@ def refused(saved: Saved, *options: str) -> Result:
     result = CliRunner().invoke(app, ["serve", *where, *options])
     assert result.exit_code == 1, result.output
     return result
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command takes over logging for its process, which here is the tests'."""
+    names = ("deltamem_agents", "uvicorn", "uvicorn.error")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 def test_other_machines_are_let_in_with_keys_only(saved: Saved) -> None:

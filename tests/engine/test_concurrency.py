@@ -265,11 +265,11 @@ def test_sessions_are_absorbed_and_forgotten_while_others_decode(start: Start) -
 async def test_what_goes_wrong_in_one_turn_is_its_own(start: Start) -> None:
     store = FailingStore()
     engine, alone = start(store=store), start(store=":memory:")
-    nothing_new = asyncio.create_task(engine.agenerate([Message(role="assistant", content="x")], session="bob"))
+    too_long = asyncio.create_task(engine.agenerate([user("the cat " * 2000)], session="bob"))
     read = asyncio.create_task(engine.agenerate([user("hi")], session="carol", memory="read", max_new_tokens=9))
     unkept, stateless = areply(engine, "hi", "alice", 3), areply(engine, "the cat", None, 9)
     with pytest.raises(MessageError):
-        await nothing_new
+        await too_long
     with pytest.raises(StoreError, match="the disk is full"):
         await unkept
     expected = alone.generate([user("hi")], session="carol", memory="read", max_new_tokens=9)

@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -136,8 +136,22 @@ def test_a_client_that_stops_waiting_cancels_its_turn(server: Running, path: str
     assert server.engine.sessions() == []
 
 
-def test_ids_and_logs(server: Running, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="deltamem_agents.serve")
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What the server logs, whatever an earlier test has made of logging."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign]
+    log = logging.getLogger("deltamem_agents.serve")
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield found
+    log.removeHandler(handler)
+    log.setLevel(before)
+
+
+def test_ids_and_logs(server: Running, records: list[logging.LogRecord]) -> None:
     with server.client() as client:
         answer = client.post(
             "/v1/chat/completions",
@@ -147,8 +161,8 @@ def test_ids_and_logs(server: Running, caplog: pytest.LogCaptureFixture) -> None
         assert answer.headers["x-request-id"] == "trace-1"
         assert len(client.get("/health", headers={"X-Request-ID": "a b\tc"}).headers["x-request-id"]) == 32
         client.get("/v1/sessions/alice%20b/log")
-    until(lambda: len(caplog.records) >= 3)
-    lines = [JsonLines().format(record) for record in caplog.records]
+    until(lambda: len(records) >= 3)
+    lines = [JsonLines().format(record) for record in records]
     first, _, missing = (json.loads(line) for line in lines[:3])
     assert first["request_id"] == "trace-1"
     assert first["route"] == "/v1/chat/completions"

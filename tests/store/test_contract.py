@@ -580,6 +580,8 @@ def test_open_store(tmp_path: Path) -> None:
         open_store(5)  # type: ignore[arg-type]
     assert isinstance(open_store("memory"), MemoryStore)
     assert isinstance(open_store(":memory:"), MemoryStore)
+    for folder in "ad":
+        (tmp_path / folder).mkdir()
     for spec in (tmp_path / "a" / "b.db", str(tmp_path / "c.db"), f"sqlite:///{tmp_path}/d/e.db", "sqlite://"):
         with open_store(spec) as opened:
             assert isinstance(opened, SQLStore)
