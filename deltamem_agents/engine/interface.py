@@ -56,7 +56,7 @@ class EngineCalls(Protocol):
                 `TurnOptions`.
 
         Raises:
-            MessageError: messages that are empty, malformed, too long, or leave nothing to reply to.
+            MessageError: messages that are empty, malformed or too long.
             SessionError: a bad session or thread name.
             ConfigError: another option has an impossible value, or a tool is described badly.
             FingerprintError: the session was written under another backbone or adapter.
