@@ -15,7 +15,7 @@ from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Plan, Planner
 from deltamem_agents.engine.prompts import PromptWriter, divided, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
-from deltamem_agents.errors import ConflictError, GenerationError, SessionError, StoreError
+from deltamem_agents.errors import ConflictError, GenerationError, MessageError, SessionError, StoreError
 from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar, rewound
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
@@ -112,6 +112,8 @@ class TurnRunner:
         rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools, opened=True)
         assert rendered.opening is not None
         ids = rendered.ids
+        if not ids:
+            raise MessageError("the chat template makes an empty prompt of these messages: check the model's template")
         warm = self._take_warm(request, plan, ids[:-1])  # the last token is fed in any case, for its logits
         self.cold_replays += warm is None and plan.base is not None
         row = warm.row if warm else Row(self._start_state(plan))

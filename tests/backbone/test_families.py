@@ -54,7 +54,7 @@ def test_prompts_are_those_of_transformers_token_by_token(name: str, kind: str) 
             messages = talk(*system, *TALK[:length])
             if system and name in NO_SYSTEM:
                 continue
-            for opened in (False, True):
+            for opened in {False, messages[-1].role == "user"}:  # what ends with a reply is not well-formed when opened
                 assert list(ids_of(chat.render(messages, opened=opened))) == applied(chat, messages, opened=opened)
 
 

@@ -1,5 +1,6 @@
 """Loading models: what is missing, damaged or of another kind is said, and nothing is made up."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -110,7 +111,7 @@ def test_a_tokenizer_comes_from_where_its_model_does(sound: Path, tmp_path: Path
     for revision, commit in (("main", "1" * 40), ("v2", "2" * 40)):
         (repository / "refs" / revision).write_text(commit)
         folder = shutil.copytree(sound, repository / "snapshots" / commit / "inner")
-        tokenizer = byte_tokenizer()
+        tokenizer = copy.deepcopy(byte_tokenizer())
         tokenizer.chat_template = f"{{# {revision} #}}"
         tokenizer.save_pretrained(folder)
     where = {"cache_dir": tmp_path, "local_files_only": True, "subfolder": "inner"}
