@@ -94,7 +94,7 @@ def _run(trainer: "Trainer", until: int | None) -> "Record":
 def _plan(recipe: "Recipe", device: "torch.device") -> None:
     """Says what a run would do, and the memory it would take."""
     from deltamem_agents.backbone.template import ChatTemplate
-    from deltamem_agents.train.backbone import check_template, recipe_shapes
+    from deltamem_agents.train.backbone import recipe_shapes
     from deltamem_agents.train.data import TrainingData
     from deltamem_agents.train.facts import Values, training_vocabulary
     from deltamem_agents.train.footprint import footprint
@@ -102,7 +102,6 @@ def _plan(recipe: "Recipe", device: "torch.device") -> None:
 
     config, tokenizer = recipe_shapes(recipe)
     template, data = ChatTemplate(tokenizer), TrainingData.load(recipe.data, Values(training_vocabulary(tokenizer)))
-    check_template(recipe, template, data)
     for number, stage in enumerate(recipe.stages):
         typer.echo(f"stage {number + 1}: {stage.steps} steps of {recipe.rows * recipe.accumulate} answers")
     for found in data.found:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -11,11 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deltamem_agents.backbone.bundled import bundled_path
 from deltamem_agents.backbone.load import BUNDLED, load_backbone
-from deltamem_agents.backbone.template import ChatTemplate
-from deltamem_agents.errors import BackboneError, ConfigError, MessageError
-from deltamem_agents.messages import Message
-from deltamem_agents.train.data import TrainingData
-from deltamem_agents.train.episodes import EpisodeMix
+from deltamem_agents.errors import BackboneError, ConfigError
 from deltamem_agents.train.machine import training_dtype
 from deltamem_agents.train.recipe import Recipe
 
@@ -72,35 +67,6 @@ def placed(backbone: PreTrainedModel, device: torch.device, recipe: Recipe) -> P
         return backbone
     moved: PreTrainedModel = backbone.to(device)  # type: ignore[arg-type]
     return moved
-
-
-def check_template(recipe: Recipe, template: ChatTemplate, data: TrainingData) -> None:
-    """Checks that the model's chat template has a system role if the recipe needs one.
-
-    Raises:
-        ConfigError: it hasn't; names the fields and data that do.
-    """
-    mixes: dict[str, EpisodeMix] = {f"stages.{n}": stage for n, stage in enumerate(recipe.stages)}
-    mixes |= {f"evaluation.{name}": mix for name, mix in recipe.evaluation.items()}
-    needing = [f"{place}.system" for place, mix in mixes.items() if mix.system]
-    episodes = chain(*(each for _, each in data.sources), *data.held_out)
-    told = any(m.role == "system" for episode in episodes for m in (*episode.earlier, *episode.window))
-    if not (needing or told) or _has_system_role(template):
-        return
-    ways = [f"set {', '.join(needing)} to 0"] if needing else []
-    ways += ["take the system messages out of your data"] if told else []
-    raise ConfigError(
-        f"the chat template of {recipe.model} takes no system message, and the recipe has some: {', and '.join(ways)}"
-    )
-
-
-def _has_system_role(template: ChatTemplate) -> bool:
-    system, user = Message(role="system", content="Probe."), Message(role="user", content="Hello.")
-    try:
-        ids = [i for segment in template.render([system, user]) for i in segment.ids]
-    except MessageError:
-        return False
-    return system.content in str(template.tokenizer.decode(ids))
 
 
 def replay_layers(backbone: PreTrainedModel) -> None:

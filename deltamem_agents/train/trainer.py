@@ -19,7 +19,7 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, TrainingError
 from deltamem_agents.train.aligned import align_heads
-from deltamem_agents.train.backbone import check_template, placed, replay_layers
+from deltamem_agents.train.backbone import placed, replay_layers
 from deltamem_agents.train.card import model_card
 from deltamem_agents.train.checkpoint import Checkpoint, Reached, initial_adapter, rng_from
 from deltamem_agents.train.data import TrainingData
@@ -68,7 +68,6 @@ class Trainer:
         values, template = Values(training_vocabulary(tokenizer)), ChatTemplate(tokenizer)
         data = TrainingData.load(recipe.data, values, count=lambda text: len(tokenizer.encode(text)) + 5)
         self.notes += data.found
-        check_template(recipe, template, data)
         left = None if (output / "checkpoint.pt").exists() else Reached.load(output)
         known = recipe if left is None else recipe.model_copy(update={"init_adapter": output / "adapter"})
         adapter, fresh = initial_adapter(known, backbone)

@@ -20,7 +20,7 @@ from deltamem_agents.train.losses import IGNORED, answer_log_probs
 from tests.builders import MECHANISMS, randomised
 from tests.chat import CHATML, DEFAULT_SYSTEM, chat_backbone
 from tests.train.conftest import small_recipe
-from tests.train.test_chats import TALK, talk_about, written
+from tests.train.test_chats import written
 
 Make = Callable[..., Trainer]
 
@@ -373,7 +373,7 @@ def count_of(trainer: Trainer, episode: Episode) -> int:
     return int((rows_of(trainer, episode).targets != IGNORED).sum())
 
 
-def test_a_template_without_a_system_role_is_refused_only_where_it_is_needed(
+def test_a_template_without_a_system_role_trains_under_system_prompts_too(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     strict = copy.deepcopy(tokenizer)
@@ -381,15 +381,13 @@ def test_a_template_without_a_system_role_is_refused_only_where_it_is_needed(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         + CHATML.replace("<|im_start|>system\n" + DEFAULT_SYSTEM + "<|im_end|>\n", "")
     )
-    stages = (Stage(steps=2, other_talk=2, tools=0.5), Stage(steps=1, system=0.3))
-    with pytest.raises(ConfigError, match=r"takes no system message.*set stages\.1\.system to 0"):
-        Trainer(small_recipe(stages=stages), chat_backbone(), strict, tmp_path)
-    Trainer(small_recipe(stages=stages[:1]), chat_backbone(), strict, tmp_path).run()
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps([TALK[0], *talk_about(n)]) + "\n" for n in range(4)))
-    source = Source(format="chats", path=tmp_path / "chats.jsonl", window=1)
-    recipe = small_recipe(data=(source,), stages=(Stage(steps=1, data_share=0.5),))
-    with pytest.raises(ConfigError, match="take the system messages out of your data"):
-        Trainer(recipe, chat_backbone(), strict, tmp_path)
+    stages = (Stage(steps=2, other_talk=2, tools=0.5), Stage(steps=1, system=1.0))
+    trainer = Trainer(small_recipe(stages=stages), chat_backbone(), strict, tmp_path)
+    trainer.run()
+    batch = trainer.objective.draw(2, trainer.rng)
+    rows = trainer.objective.rows(batch.episodes)
+    system = next(m.content for e in batch.episodes for m in e.window if m.role == "system")
+    assert any(system in str(strict.decode(ids)) for ids in rows.ids)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(make: Make) -> None:
