@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deltamem_agents.errors import ConfigError
 
@@ -66,6 +66,11 @@ class DeltaMemConfig(BaseModel):
     """Standard deviation of Δ at initialisation."""
     absorb_roles: tuple[Role, ...] = ("user", "tool")
     """Messages of these roles are written into the state; the others are only read past."""
+
+    @field_validator("read_gate", "trainable_delta_scale", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare off as false
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

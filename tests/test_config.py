@@ -91,3 +91,8 @@ def test_every_field_is_documented_under_itself() -> None:
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(field.target, ast.Name)
     }
     assert documented == set(DeltaMemConfig.model_fields)
+
+
+def test_a_bare_off_of_yaml_is_off() -> None:
+    config = DeltaMemConfig.parse({"read_gate": False, "trainable_delta_scale": False})
+    assert (config.read_gate, config.trainable_delta_scale) == ("off", "off")
