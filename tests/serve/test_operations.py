@@ -129,7 +129,7 @@ def test_a_client_that_stops_waiting_cancels_its_turn(server: Running, path: str
     with server.client() as client:
         started = time.monotonic()
         with pytest.raises(httpx.ReadTimeout):
-            client.post(path, json=bodies[path], timeout=httpx.Timeout(20, read=0.5))
+            client.post(path, json=bodies[path], timeout=httpx.Timeout(20, read=0.05))
         until(lambda: server.service.gate.under_way == 0)
         until(lambda: server.engine.figures.running == 0)
         assert time.monotonic() - started < 20
