@@ -17,6 +17,7 @@ from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
+from deltamem_agents.train.features import buckets
 from deltamem_agents.train.losses import IGNORED
 
 
@@ -38,6 +39,16 @@ class AnswerRows:
     def to(self, device: torch.device) -> "AnswerRows":
         """The same rows on another device."""
         return AnswerRows(*(x.to(device) for x in (self.ids, self.mask, self.write, self.at, self.targets)))
+
+    def alike(self) -> "list[tuple[Tensor, AnswerRows]]":
+        """The same rows in groups of about one length, which need less padding, with their places, long [b]."""
+        lengths = self.mask.sum(1).tolist()
+        groups = []
+        for places in buckets(lengths):
+            at, cut = torch.tensor(places, device=self.ids.device), self.ids.shape[1] - max(lengths[i] for i in places)
+            ids, mask, write = (x[at, cut:] for x in (self.ids, self.mask, self.write))
+            groups.append((at, AnswerRows(ids, mask, write, (self.at[at] - cut).clamp_min(0), self.targets[at])))
+        return groups
 
     def sampled(self, count: int, rng: random.Random) -> "tuple[AnswerRows, list[int]]":
         """The same rows with at most `count` of the positions that count, drawn at random, and which, ascending."""
@@ -137,9 +148,11 @@ def answer_logits(model: DeltaMemModel, rows: AnswerRows, state: MemoryState | N
     Raises:
         TrainingError: a row is longer than the backbone's context.
     """
-    if state is not None:
-        return answer_logits_and_gates(model, rows, state, gates=False)[0]
-    return torch.as_tensor(_plain(model, rows).logits).float()
+    if state is None:
+        return torch.as_tensor(_plain(model, rows).logits).float()
+    groups = rows.alike()
+    found = [answer_logits_and_gates(model, r, MemoryState(state.tensor[at]), gates=False)[0] for at, r in groups]
+    return torch.cat(found)[torch.cat([at for at, _ in groups]).argsort()]
 
 
 def answer_states(model: DeltaMemModel, rows: AnswerRows) -> Tensor:

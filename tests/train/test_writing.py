@@ -10,6 +10,7 @@ from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.messages import Message
+from deltamem_agents.state import MemoryState
 from deltamem_agents.train.answers import answer_logits, answer_rows, prose_rows
 from deltamem_agents.train.episode import Episode, Exchange
 from deltamem_agents.train.features import WASTE, Features, buckets
@@ -173,6 +174,21 @@ def test_only_the_predictions_that_count_are_computed(
     assert everything.shape[1] > found.shape[1]
     for row, on in enumerate(rows.targets != -100):
         torch.testing.assert_close(found[row][on], everything[row, rows.at[row][on]].float())
+
+
+def test_rows_in_groups_of_one_length_answer_as_rows_together(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    full = model(backbone)
+    prompts = [[Message(role="user", content="Hi, who are you? " * n)] for n in (9, 1, 8, 2, 1, 30)]
+    rows = answer_rows(ChatTemplate(tokenizer), prompts, ["Yes", "No, I am not", "Ann", "", "Bob", "I"], roles=("user",))
+    assert 1 < len(rows.alike()) < len(prompts)
+    generator = torch.Generator().manual_seed(0)
+    state = MemoryState(torch.randn(full.zero_state(6).tensor.shape, generator=generator))
+    together = full(rows.ids, rows.mask, state=state, write=rows.write, use_cache=False).logits
+    found = answer_logits(full, rows, state)
+    for row, on in enumerate(rows.targets != -100):
+        torch.testing.assert_close(found[row][on], together[row, rows.at[row][on]].float(), rtol=1e-4, atol=1e-4)
 
 
 def test_no_state_is_an_empty_memory(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
