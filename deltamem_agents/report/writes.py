@@ -40,9 +40,7 @@ def turn_writes(engine: DeltaMemEngine, session: str, turns: Sequence[Snapshot])
     def work() -> dict[str, LastTurn]:
         writer = PromptWriter(ChatTemplate(engine.tokenizer), engine.model.adapter.config)
         return {
-            turn.id: run_last_turn(
-                engine.model, engine.store, writer, [turn], recent_messages=engine.recent_messages
-            )
+            turn.id: run_last_turn(engine.model, engine.store, writer, [turn], recent_messages=engine.recent_messages)
             for turn in turns
         }
 

@@ -74,9 +74,7 @@ def conversation(store: StateStore, info: SessionInfo | None, *, before: int | N
     return Conversation(tuple(shown), info.head, earlier)
 
 
-def said_again(
-    store: StateStore, session: str, handle: str, *, text: str | None
-) -> tuple[list[Message], str]:
+def said_again(store: StateStore, session: str, handle: str, *, text: str | None) -> tuple[list[Message], str]:
     """What to ask an engine so that a message is said again in its place, and the thread to ask it in.
 
     The turn then goes back to where that message was said. The line that is left stays in the log.
@@ -106,7 +104,8 @@ def said_again(
     new = old if text is None else old.model_copy(update={"content": text})
     if turn.entries[place].message_id is not None:
         return [new], turn.thread
-    assert parent is not None and parent.entries[-1].text is not None
+    assert parent is not None, "what has no id follows a reply"
+    assert parent.entries[-1].text is not None
     reply = Message.model_validate_json(parent.entries[-1].text).model_copy(update={"snapshot": parent.id})
     return [reply, new], turn.thread
 

@@ -93,7 +93,9 @@ ThePageSession = Annotated[str, Depends(the_page_session)]
 @router.get(SIGN_IN)
 async def sign_in_form(request: Request, service: TheService) -> Response:
     """The form; where no keys are asked for there is nothing to sign in to."""
-    return RedirectResponse("/", status_code=303) if service.keys is None else page(request, "sign_in.html", wrong=False)
+    if service.keys is None:
+        return RedirectResponse("/", status_code=303)
+    return page(request, "sign_in.html", wrong=False)
 
 
 @router.post(SIGN_IN)
