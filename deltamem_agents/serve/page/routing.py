@@ -63,7 +63,8 @@ def form_of(model: type[FormModel]) -> Callable[[Request], Awaitable[FormModel]]
     async def read(request: Request) -> FormModel:
         try:
             text = (await request.body()).decode()
-            fields = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=MOST_FIELDS)
+            strict = bool(text)  # no fields at all are a form, too
+            fields = parse_qsl(text, True, strict, errors="strict", max_num_fields=MOST_FIELDS)
         except ValueError as error:
             raise ApiError(400, "the body is no form: send urlencoded fields", code="bad_form") from error
         try:
