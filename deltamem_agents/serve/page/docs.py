@@ -14,12 +14,12 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 @router.get("/docs")
 def docs(request: Request) -> Response:
-    """Every call, by its tag."""
+    """Every call, by the last of its tags."""
     described = request.app.openapi()
     tags: dict[str, list[dict[str, JsonValue]]] = {}
     for path, methods in described["paths"].items():
         for method, call in methods.items():
-            tag = (call.get("tags") or ["other"])[0]
+            tag = (call.get("tags") or ["other"])[-1]
             tags.setdefault(tag, []).append({"path": path, "method": method.upper(), **call})
     return page(
         request, "docs.html", info=described["info"], tags=tags, schemas=_schemas(described), plain=_plain, ref=_ref

@@ -90,13 +90,26 @@ class Talk {
       const { edit, again } = event.target.dataset;
       if (edit) this.edit(edit, one(".text", event.target.closest(".said")).textContent);
       if (again) this.again(again, event.target.closest(".turn"));
+      const trace = event.target.closest(".trace > summary")?.parentElement;
+      if (trace && trace === this.lastTrace) localStorage.traces = trace.open ? "closed" : "open"; // as it will be
     });
+    this.thread.addEventListener("htmx:afterSettle", (event) => {
+      if (event.target === this.thread || event.target.contains(this.lastTrace)) this.openTrace();
+    });
+    document.addEventListener("DOMContentLoaded", () => this.openTrace());
     this.toEnd();
   }
 
   grow() {
     this.text.style.height = "auto";
     this.text.style.height = `${Math.min(this.text.scrollHeight + 2, 220)}px`;
+  }
+
+  get lastTrace() { return one(".turn:last-of-type > .trace", this.thread); }
+
+  /** What the newest turn wrote is shown by itself, until somebody closes it. */
+  openTrace() {
+    if (this.lastTrace && localStorage.traces !== "closed") this.lastTrace.open = true;
   }
 
   toEnd() { this.thread.scrollTop = this.thread.scrollHeight; }
@@ -222,14 +235,24 @@ class Talk {
 
 // --- the rest of the page
 
+/** Shows a dialog; whether it was confirmed. */
+function confirmed(dialog) {
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
 async function takeIn(input) {
   const [file] = input.files;
   if (!file) return;
-  const name = window.prompt("Name of the session that the file becomes", file.name.replace(/\.zip$/, ""));
+  const dialog = one("#taken"), name = one("input", dialog);
+  name.value = file.name.replace(/\.zip$/, "");
   input.value = "";
-  if (!name) return;
+  if (!(await confirmed(dialog)) || !name.value.trim()) return;
   notice("");
-  const answer = await fetch(`/page/import?${new URLSearchParams({ session: name })}`, { method: "POST", body: file });
+  const answer = await fetch(`/page/import?${new URLSearchParams({ session: name.value.trim() })}`, { method: "POST", body: file });
   const body = await answer.json().catch(() => null);
   if (answer.ok) location.assign(body.address);
   else notice(body?.error?.message ?? `the server answered ${answer.status}`);
@@ -243,7 +266,8 @@ function select(tab) {
   one("#part").setAttribute("aria-labelledby", tab.id);
 }
 
-function ask(event) {
+/** Asks in a dialog of the page's own before htmx sends what carries `hx-confirm`. */
+async function ask(event) {
   const { question, elt } = event.detail;
   if (!question) return;
   event.preventDefault();
@@ -251,14 +275,9 @@ function ask(event) {
   one("#sure-what").textContent = question;
   purge.hidden = !("purge" in elt.dataset);
   box.checked = false;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  dialog.addEventListener("close", () => {
-    if (dialog.returnValue !== "yes") return;
-    elt.dataset.purge &&= "";
-    if (box.checked) elt.dataset.purge = "true";
-    event.detail.issueRequest(true);
-  }, { once: true });
+  if (!(await confirmed(dialog))) return;
+  if (!purge.hidden) elt.dataset.purge = String(box.checked);
+  event.detail.issueRequest(true);
 }
 
 document.addEventListener("click", (event) => {
@@ -266,7 +285,8 @@ document.addEventListener("click", (event) => {
   if (!button) return;
   if (button.dataset.show) show(button.dataset.show);
   if ("dismiss" in button.dataset) notice("");
-  if (button.role === "tab" || button.getAttribute("role") === "tab") select(button);
+  if ("close" in button.dataset) button.closest("dialog").close("no");
+  if (button.getAttribute("role") === "tab") select(button);
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") one(".stop:not([hidden])")?.click();
