@@ -9,8 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deltamem_agents.serve import ServeConfig, create_app
 from deltamem_agents.serve.page.sign_in import COOKIE
-from tests.serve.conftest import KEYS, Running, Serve, user
+from deltamem_agents.serve.service import Service
+from tests.serve.conftest import KEYS, MODEL, Running, Serve, user
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 HTML = {"accept": "text/html"}
@@ -276,6 +278,14 @@ def test_errors_are_shown_as_their_asker_can(browser: httpx.Client) -> None:
     assert browser.get("/page/line").json()["error"]["code"] == "missing_required_parameter"
     assert browser.get("/page/static/..%2fpanels.py").status_code == 404
     assert browser.get("/nowhere").json()["error"]["code"] == "not_found"
+
+
+async def test_while_the_model_is_loaded_the_page_says_so_and_comes_again() -> None:
+    app = create_app(Service(ServeConfig(model_id=MODEL), None), lambda: pytest.fail("nothing starts the app"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        answer = await client.get("/", headers=HTML)
+    assert (answer.status_code, answer.headers["refresh"]) == (503, "2")
+    assert "being loaded" in answer.text
 
 
 # --- signing in

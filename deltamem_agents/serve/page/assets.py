@@ -1,4 +1,4 @@
-"""The page's own files: styles, its script, and htmx."""
+"""The page's own files: styles, its script, and htmx 2.0.11 as npm has it, with its licence."""
 
 import hashlib
 from importlib import resources

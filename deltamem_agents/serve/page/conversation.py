@@ -20,8 +20,6 @@ class Said:
     role: str
     text: str | None
     """None where it is not kept."""
-    written: bool
-    tokens: int
     handle: str
     """SNAPSHOT/PLACE, by which it can be forgotten or said again."""
     again: bool
@@ -35,7 +33,10 @@ class TurnShown:
     turn: Snapshot
     messages: tuple[Said, ...]
     ways: tuple[str, ...]
-    """The newest commit of each way that the session went from where this turn began; this turn's own among them."""
+    """The newest commit of each way that the session went from where this turn began; this turn's own among them.
+
+    Empty where the commit before is not kept.
+    """
     way: int
     """Which of them this turn is on, counted from 0."""
 
@@ -90,9 +91,9 @@ def said_again(store: StateStore, session: str, handle: str, *, text: str | None
         SessionError: the message is none of the session's, its text is not kept, or nothing marks its place.
     """
     commits = {turn.id: turn for turn in store.log(session)}
-    id, _, number = handle.partition("/")
-    turn, place = commits.get(id), int(number) if number.isdecimal() else -1
-    if turn is None or not 0 <= place < len(turn.entries) or (kept := turn.entries[place].text) is None:
+    turn = commits.get(handle.partition("/")[0])
+    place = next((n for n in range(len(turn.entries)) if handle == f"{turn.id}/{n}"), None) if turn else None
+    if turn is None or place is None or (kept := turn.entries[place].text) is None:
         raise SessionError("this message is not kept in the session, so it cannot be said again: say it as a new one")
     parent = commits.get(turn.parent or "")
     if not _can_be_said_again(turn, place, parent):
@@ -125,17 +126,16 @@ def _shown(turn: Snapshot, parent: Snapshot | None, log: Sequence[Snapshot], tip
         Said(
             entry.role,
             said(entry),
-            entry.written,
-            entry.tokens,
             f"{turn.id}/{place}",
             _can_be_said_again(turn, place, parent),
         )
         for place, entry in enumerate(turn.entries)
     )
     known = turn.parent is not None or turn.turn == 1
-    beside = [one for one in log if known and one.parent == turn.parent and one.turn == turn.turn]
-    way = [one.id for one in beside].index(turn.id) if known else 0
-    return TurnShown(turn, messages, tuple(tips[one.id].id for one in beside), way)
+    beside = [one.id for one in log if known and one.parent == turn.parent and one.turn == turn.turn]
+    if turn.id not in beside:
+        return TurnShown(turn, messages, (), 0)
+    return TurnShown(turn, messages, tuple(tips[id].id for id in beside), beside.index(turn.id))
 
 
 def _tips(turns: Sequence[Snapshot]) -> dict[str, Snapshot]:

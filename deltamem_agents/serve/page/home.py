@@ -21,18 +21,15 @@ PAGE = 30
 def home(request: Request, service: TheService, namespace: ThePageNamespace, session: str | None = None) -> Response:
     """The page, with a session or without."""
     engine = service.engine
-    values: dict[str, object] = {"name": None}
-    if session is not None:
-        info = engine.store.session(namespace.stored(session))
-        values = {"name": session, "info": info, "talk": conversation(engine.store, info)}
+    info = None if session is None else engine.store.session(namespace.stored(session))
     return page(
         request,
         "home.html",
+        name=session,
+        talk=conversation(engine.store, info),
         model=service.config.model_id,
         keys=service.keys is not None,
         owner=namespace.name,
-        recent=engine.recent_messages,
-        **values,
     )
 
 

@@ -24,6 +24,8 @@ from deltamem_agents.store.records import age
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 SHARES = 40
 """Of how many commits the line tells what share of the memory they wrote: their states are loaded for that."""
+COMMITS = 200
+"""How many commits are shown."""
 
 
 class Question(Strict):
@@ -45,7 +47,8 @@ def line(request: Request, session: ThePageSession, service: TheService, namespa
         "line.html",
         name=namespace.shown(session),
         head=None if info is None else info.head,
-        commits=sorted(log, key=age, reverse=True),
+        commits=sorted(log, key=age, reverse=True)[:COMMITS],
+        older=max(0, len(log) - COMMITS),
         line={turn.id for turn in here},
         shares={change.turn.id: change.new for change in changes},
         most=max((change.new or 0.0 for change in changes if change.turn.turn > 1), default=1.0) or 1.0,

@@ -58,19 +58,20 @@ class SignInForm(BaseModel):
     key: str = ""
 
 
-def the_sign_ins(request: Request) -> SignIns:
+async def the_sign_ins(request: Request) -> SignIns:
     """Those of the app that a request is for."""
     return cast("SignIns", request.app.state.sign_ins)
 
 
-def the_page_namespace(request: Request) -> Namespace:
+async def the_page_namespace(request: Request) -> Namespace:
     """What the browser's sign-in opens; everything, where no keys are asked for.
 
     Raises:
         ApiError: 401, which the page answers with the form to sign in.
     """
     keys = the_service(request).keys
-    found = Namespace() if keys is None else the_sign_ins(request).namespace(request.cookies.get(COOKIE, ""), keys)
+    sign_ins = await the_sign_ins(request)
+    found = Namespace() if keys is None else sign_ins.namespace(request.cookies.get(COOKIE, ""), keys)
     if found is None:
         raise ApiError(401, "you are not signed in, or not any more: sign in with a key", code="signed_out")
     if found.name:
@@ -82,7 +83,7 @@ def the_page_namespace(request: Request) -> Namespace:
 ThePageNamespace = Annotated[Namespace, Depends(the_page_namespace)]
 
 
-def the_page_session(session: str, namespace: ThePageNamespace) -> str:
+async def the_page_session(session: str, namespace: ThePageNamespace) -> str:
     """The name in the store of the session that the page is about."""
     return namespace.stored(session)
 
