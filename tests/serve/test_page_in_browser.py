@@ -256,7 +256,8 @@ def test_what_the_policy_forbids_does_not_happen(browser: Browser, server: Runni
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.goto(server.url)
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror='window.evil = 1'>')")
+    evil = '<img src=x onerror="window.evil = 1">'
+    page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", evil)
     expect(page.locator("#list")).to_contain_text("No sessions yet.")
     assert page.evaluate("window.evil") is None
     assert any("Content Security Policy" in text for text in said)
