@@ -18,6 +18,9 @@ PADDED_TOKENS = 8192
 WASTE = 1.25
 """Rows are forwarded together while padding them adds no more than a quarter."""
 
+AT_ONCE = 4_000_000_000
+"""Bytes of features that are fitted to at once; those of more layers are computed in several passes."""
+
 TokenRow = tuple[int, ...]
 
 
@@ -47,14 +50,16 @@ class Features:
 
     Args:
         model: its backbone computes them, for the layers of its adapter.
+        layers: which of the adapter's layers; None: all.
         budget: bytes of kept features; 0 keeps none. What is kept is in half precision, on first use already. Kept
             features don't depend on who else was in the batch, so a resumed run is the same to tolerance only.
     """
 
-    def __init__(self, model: DeltaMemModel, *, budget: int = 0) -> None:
+    def __init__(self, model: DeltaMemModel, *, layers: range | None = None, budget: int = 0) -> None:
         sites = find_attention(model.backbone)
         self.model = model
-        self.modules = [sites[path].module for path in model.adapter.paths]
+        paths = list(model.adapter.paths)
+        self.modules = [sites[path].module for path in (paths if layers is None else paths[layers.start : layers.stop])]
         self.budget = budget
         self.bytes = 0
         self._kept: OrderedDict[TokenRow, Tensor] = OrderedDict()
@@ -105,6 +110,19 @@ class Features:
             for place, i in enumerate(group):
                 done[i] = torch.stack([x[place, : len(rows[i])][keep[i]] for x in inputs], 1)
         return [done[i] for i in range(len(rows))]
+
+
+def layer_groups(model: DeltaMemModel, tokens: int) -> list[range]:
+    """The adapter's layers in groups, so that features of so many tokens, once more while they are put together, fit.
+
+    Args:
+        model: whose features they are.
+        tokens: how many.
+    """
+    layers = list(model.adapter.layers.values())
+    each = 2 * tokens * layers[0].shape.hidden * model.backbone.dtype.itemsize
+    size = max(1, AT_ONCE // max(1, each))
+    return [range(start, min(start + size, len(layers))) for start in range(0, len(layers), size)]
 
 
 def buckets(lengths: Sequence[int]) -> list[list[int]]:
