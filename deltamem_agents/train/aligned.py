@@ -22,8 +22,9 @@ from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.messages import Message
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
-from deltamem_agents.train.features import Features, TokenRow, layer_groups, message_tokens
+from deltamem_agents.train.features import AT_ONCE, Features, TokenRow, layer_groups, message_tokens
 from deltamem_agents.train.fits import constant, separator, shared_directions, token_code
+from deltamem_agents.train.runlog import Progress
 
 FACTS = 1000
 KEY_DIRECTIONS, CODE_DIRECTIONS = 2, 12
@@ -89,6 +90,7 @@ def align_heads(
     strength: float,
     facts: int = FACTS,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> None:
     """Gives state heads their aligned weights, in place; the others keep theirs.
 
@@ -101,6 +103,7 @@ def align_heads(
             stream there; in the first half, where keys agree less, it is a tenth of it.
         facts: how many facts the weights are fitted to.
         seed: draws facts, and what each head sees of keys and codes.
+        progress: told how many texts are read, and then how many layers are fitted.
 
     Raises:
         TrainingError: the tokenizer writes too few values in questions and statements alike.
@@ -111,12 +114,14 @@ def align_heads(
     generator = torch.Generator().manual_seed(seed)
     layers = list(model.adapter.layers.values())
     for group in layer_groups(model, rows.tokens):
-        pairs = value_pairs(model, rows, group)
+        pairs = value_pairs(model, rows, group, progress)
         targets = torch.nn.functional.normalize(embedding[pairs.tokens], dim=-1)
         for number in group:
             late = strength if number >= len(layers) // 2 - 1 else strength / 10
             length = late * lengths[number]
             _align_layer(layers[number], pairs, number - group.start, targets, list(heads), length, generator)
+            if progress is not None:
+                progress(number + 1, len(layers))
 
 
 def _align_layer(
@@ -222,15 +227,18 @@ def value_rows(template: ChatTemplate, data: TrainingData, facts: int, rng: rand
     return PairRows(*zip(*found, strict=True))
 
 
-def value_pairs(model: DeltaMemModel, rows: PairRows, layers: range) -> Pairs:
+def value_pairs(
+    model: DeltaMemModel, rows: PairRows, layers: range, progress: Progress | None = None
+) -> Pairs:
     """Features of values as they are told, and as they are asked for.
 
     Args:
         model: its backbone computes them.
         rows: the facts.
         layers: which of the adapter's layers.
+        progress: told how many texts of a kind are read.
     """
-    features, device = Features(model, layers=layers), model.device
+    features, device = Features(model, layers=layers, budget=AT_ONCE, progress=progress), model.device
     said, replies = features.of(rows.statements), features.of(rows.answers)
     is_value = [n in told for row, told in zip(rows.statements, rows.told, strict=True) for n in range(len(row))]
     is_asked = [n in asked for row, asked in zip(rows.answers, rows.asked, strict=True) for n in range(len(row))]

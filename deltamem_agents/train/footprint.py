@@ -102,7 +102,7 @@ def footprint(
     lengths = longest(recipe, template, data)
     reading, writing = _kept_by_one_layer(config, dtype, recipe.adapter)
     written = lengths.written * layers * (hidden + writing)
-    one = 2 * lengths.pairs * hidden  # a layer's features, and once more while they are put together
+    one = 2 * lengths.pairs * text.hidden_size * 2  # a layer's features in half precision, twice while put together
     at_once = lengths.answers * (2 if recipe.losses.margin or recipe.losses.distillation else 1)
     return Footprint(
         weights=_weights(whole, recipe, config),

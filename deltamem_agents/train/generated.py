@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +16,12 @@ from deltamem_agents.backbone.load import tokenizer_fingerprint
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.messages import Message
 from deltamem_agents.train.answers import answer_rows
+from deltamem_agents.train.runlog import Progress
 
 ROWS = 32
 """How many texts are generated together."""
 VERSION = 1
 """Raise it whenever the same prompts and settings give other texts."""
-Progress = Callable[[int, int], None]
-"""Called with how many texts are there, and how many there will be."""
 
 
 def generate(

@@ -23,7 +23,6 @@ from deltamem_agents.train.answers import (
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import Episode
 from deltamem_agents.train.features import Features
-from deltamem_agents.train.generated import Progress
 from deltamem_agents.train.losses import (
     IGNORED,
     answer_cross_entropy,
@@ -35,6 +34,7 @@ from deltamem_agents.train.losses import (
     plain_divergence,
 )
 from deltamem_agents.train.recipe import Recipe
+from deltamem_agents.train.runlog import Progress
 from deltamem_agents.train.unrelated import Unrelated, beginning, plain_prose, plain_replies
 from deltamem_agents.train.writing import Written, write_memories
 

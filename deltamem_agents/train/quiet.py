@@ -17,7 +17,7 @@ from deltamem_agents.messages import Message
 from deltamem_agents.train.agents import tool_turn
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
-from deltamem_agents.train.features import Features, layer_groups, message_tokens
+from deltamem_agents.train.features import AT_ONCE, Features, layer_groups, message_tokens
 from deltamem_agents.train.fits import regression
 
 MESSAGES = 1200
@@ -50,7 +50,7 @@ def quieten_gates(
     tells = torch.cat([torch.full((len(row),), n < len(told)) for n, row in enumerate(rows)]).to(model.device)
     layers = list(model.adapter.layers.values())
     for group in layer_groups(model, len(tells)):
-        features = torch.cat(Features(model, layers=group).of(rows))  # [M, layers of the group, H]
+        features = torch.cat(Features(model, layers=group, budget=AT_ONCE).of(rows))  # [M, layers of the group, H]
         for number in group:
             _quieten_layer(layers[number], features[:, number - group.start].float(), tells, amount)
 

@@ -17,8 +17,9 @@ from deltamem_agents.train.attributes import Split
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
 from deltamem_agents.train.facts import holds_held_out_word
-from deltamem_agents.train.generated import Progress, generate
+from deltamem_agents.train.generated import generate
 from deltamem_agents.train.phrases import phrases
+from deltamem_agents.train.runlog import Progress
 
 TOLD = EpisodeMix(open_share=0.3, dates=0.2, people=0.2, inside=0.2, paired=0.2)
 """How the statements are drawn that a reply of the plain backbone follows."""
