@@ -109,10 +109,11 @@ def report(
         bool, typer.Option("--writes", help="Load the model and show what the last turns wrote, word by word.")
     ] = False,
     last: Annotated[int, typer.Option(min=1, help="With --writes: how many turns.")] = 10,
+    ask: Annotated[bool, typer.Option("--ask", help="Load the model and show what the memory answers.")] = False,
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
 ) -> None:
-    """Write an HTML page of a session: its memory as pictures, its log and its sizes."""
+    """Write an HTML page of a session: its memory in words and pictures, its log and its sizes."""
     from deltamem_agents.report import recent_writes, session_page
 
     with open_existing(store) as opened:
@@ -120,11 +121,17 @@ def report(
         file = output or Path(re.sub(r"[^\w-]+", "-", name)[:60] + ".html")
         if file.exists() and not force:
             raise StoreError(f"{file} exists: choose another file with --output, or overwrite it with --force")
-        if not writes or info.head is None:
+        asked = (writes or ask) and info.head is not None
+        if not asked:
             page = session_page(opened, name)
-    if writes and info.head is not None:
+    if asked:
         with load_engine(model, adapter=adapter, store=store) as engine:
-            page = session_page(engine.store, name, writes=recent_writes(engine, name, turns=last))
+            page = session_page(
+                engine.store,
+                name,
+                writes=recent_writes(engine, name, turns=last) if writes else None,
+                answers=engine.remembered(name) if ask else None,
+            )
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as error:
