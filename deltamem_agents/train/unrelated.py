@@ -73,8 +73,7 @@ def plain_replies(
     own = own_prompts(model, template, count=third // 2, seed=seed, cache_dir=cache_dir, progress=progress)
     long = [f"{text}\n\n{ask}" for text, ask in zip(prose, own[::-1], strict=False)][: third // 4]
     alone: list[Prompt] = [
-        (Message(role="user", content=text),)
-        for text in dict.fromkeys((*asked, *talk, *told, *wanted, *own, *long))
+        (Message(role="user", content=text),) for text in dict.fromkeys((*asked, *talk, *told, *wanted, *own, *long))
     ]
     last = (*asked, *talk, *told)
     chats = [_in_a_chat(data, rng.choice(last), rng) for _ in range(count // 4)]
@@ -153,9 +152,7 @@ def own_prompts(
         cache_dir: where what is generated is kept; default: the user's cache.
         progress: told how many messages are there.
     """
-    found = generate(
-        model, template, [()] * count, length=length, seed=seed, cache_dir=cache_dir, progress=progress
-    )
+    found = generate(model, template, [()] * count, length=length, seed=seed, cache_dir=cache_dir, progress=progress)
     return [text for text in map(str.strip, found) if text and not holds_held_out_word(text)]
 
 
