@@ -36,7 +36,7 @@ def widened(backbone: PreTrainedModel) -> PreTrainedModel:
         saved = str(backbone.dtype).removeprefix("torch.")
         warnings.warn(
             f"this CPU has no instructions for {saved}, in which the model was saved: float32 is several times faster, "
-            f"and would take {more / 1e9:.1f} GB more, of which {free / 1e9:.1f} GB are free; the model stays as it is: "
+            f"and would take {more / 1e9:.1f} GB more, of {free / 1e9:.1f} GB that are free; the model stays as it is: "
             "take a smaller one, or a machine with more memory",
             stacklevel=3,
         )
