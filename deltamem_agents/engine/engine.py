@@ -190,9 +190,15 @@ class DeltaMemEngine(Engine):
         """Yields the reply's text as it comes, then the `Turn`; see `EngineCalls.stream`."""
         return self._service.stream(self._request(messages, options))
 
-    def astream(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> AsyncIterator[str | Turn]:
-        """`stream` for an event loop; see `EngineCalls.astream`."""
-        return self._service.astream(self._request(messages, options))
+    def astream(
+        self, messages: Sequence[MessageLike], *, snapshot: str | None = None, **options: Unpack[TurnOptions]
+    ) -> AsyncIterator[str | Turn]:
+        """`stream` for an event loop; see `EngineCalls.astream`.
+
+        `snapshot` is the id that the turn's snapshot is to have, a new one: for who must name it before it is there.
+        """
+        request = self._request(messages, options)
+        return self._service.astream(request if snapshot is None else replace(request, snapshot=snapshot))
 
     def batch(
         self,

@@ -1,7 +1,6 @@
 """One turn as a transaction: prefill, decode, commit. Runs on the engine's model thread only."""
 
 import logging
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,19 @@ from deltamem_agents.engine.planning import Plan, Planner
 from deltamem_agents.engine.prompts import PromptWriter, divided, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
 from deltamem_agents.errors import ConflictError, GenerationError, MessageError, SessionError, StoreError
-from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar, rewound
+from deltamem_agents.generation import (
+    CallGate,
+    Lane,
+    Piece,
+    Row,
+    TextStream,
+    TokenLogprob,
+    constrain,
+    feed,
+    reply_grammar,
+    rewound,
+    scored,
+)
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Entry, Snapshot, StateStore
@@ -136,11 +147,22 @@ class TurnRunner:
         stream = TextStream(template.tokenizer, request.options.stop)
         grammar = reply_grammar(request.options.response_format, request.use, template.syntax)
         constraint = None if grammar is None else constrain(template.tokenizer, self.ends, grammar)
+        logprobs = list[TokenLogprob]()
+        if options.logprobs is not None:
+            emit = scored(emit, logprobs)
         if request.use.callable:
             prepared.gate = CallGate(template.syntax.trigger, emit)
             emit = prepared.gate.push
         return Lane(
-            prepared.row, prepared.logits, options, stream, write, emit, cancelled, constraint=constraint
+            prepared.row,
+            prepared.logits,
+            options,
+            stream,
+            write,
+            emit,
+            cancelled,
+            constraint=constraint,
+            logprobs=logprobs,
         )
 
     def reply(self, prepared: Prepared, lane: Lane) -> Message:
@@ -158,7 +180,7 @@ class TurnRunner:
         """Commits a turn whose reply is complete; a cancelled one leaves the session as it was."""
         assert lane.finish_reason is not None
         request, plan = prepared.request, prepared.plan
-        snapshot = uuid.uuid4().hex if request.session is not None and request.memory == "read_write" else None
+        snapshot = request.snapshot if request.session is not None and request.memory == "read_write" else None
         reply = reply.model_copy(update={"id": snapshot, "snapshot": snapshot})
         if request.session is not None and snapshot is not None:
             row = yield from self._after_reply(plan, reply, lane.row, cancelled)
@@ -178,7 +200,7 @@ class TurnRunner:
     def absorb(self, request: Request, cancelled: Callable[[], bool] = _never) -> Feeding[str]:
         """Writes messages into a session without a reply; gives the id of the snapshot that holds them."""
         assert request.session is not None
-        snapshot = uuid.uuid4().hex
+        snapshot = request.snapshot
         plan = self.planner.absorption(request)
         if (done := self._absorbed(request, plan)) is not None:
             return done
