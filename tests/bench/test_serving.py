@@ -52,13 +52,15 @@ def test_clients_that_leave(running: Running) -> None:
     assert report.ledger.kept > 0
 
 
-def test_a_full_queue_refuses_and_nothing_is_lost() -> None:
+def test_a_full_queue_refuses_and_nothing_is_lost(tmp_path: Path) -> None:
     engine = DeltaMemEngine(model_for(), byte_tokenizer(), store=":memory:")
     with serving(engine, Service(ServeConfig(model_id=MODEL, max_batch=1, max_queue=0), None)) as running:
-        report = run_load(SMALL, url=running.url)
+        report = run_load(SMALL, url=running.url, output=tmp_path / "load")
     assert report.broken == []
     assert report.figures.refused.keys() == {"429"}
-    assert "by 429" in report.render()
+    assert f"{report.figures.refused['429']} by 429" in report.render()
+    written = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))
+    assert written["figures"]["refused"] == report.figures.refused
 
 
 @pytest.mark.slow
@@ -158,7 +160,7 @@ def test_what_should_hold_and_does_not_is_named(changed: dict[str, object], said
 def test_refusals_are_by_429_or_by_a_server_that_is_down() -> None:
     def seen(status: str, **changed: object) -> list[str]:
         figures = Figures(first=[1.0], between=[0.1])
-        figures.refused[status] += 1
+        figures.refuse(status)
         return report(figures=figures, **changed).broken
 
     assert seen("429") == []

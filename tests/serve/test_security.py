@@ -228,6 +228,40 @@ def test_pages_of_others_cannot_reach_a_server_without_keys(serve: Serve, header
         assert client.get("/v1/sessions", headers=headers).status_code == status
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alice:diary",
+        "../alice:diary",
+        "alice%3Adiary",
+        "%61lice:diary",
+        "bob:../alice:diary",
+        "alice\uff1adiary",  # a colon that is none
+        "\uff41lice:diary",
+        "alice\u0000:diary",
+        "alice:diary\u200b",
+        "*",
+        "' or 1=1 --",
+        "%",
+    ],
+)
+@pytest.mark.parametrize("field", ["session_id", "user", "conversation", "prompt_cache_key"])
+def test_no_name_reaches_into_anothers_namespace(serve: Serve, name: str, field: str) -> None:
+    server = serve(keys=KEYS)
+    with server.client("key-of-alice") as alice, server.client("key-of-bob-1") as bob:
+        alice.post(CHAT_PATH, json={**CHAT, "user": "diary"})
+        before = server.engine.log("alice:diary")
+        body = {"model": MODEL, "messages": [user("hi")], "max_tokens": 1, field: name}
+        answer = bob.post(CHAT_PATH, json=body)
+        assert answer.status_code in (200, 400)
+        assert "alice:diary" not in answer.text.replace(json.dumps(name)[1:-1], "")
+        for kept in bob.get("/v1/sessions", params={"prefix": name}).json().get("data", []):
+            assert kept["name"] == name
+    assert server.engine.log("alice:diary") == before
+    assert {info.name.partition(":")[0] for info in server.engine.sessions()} <= {"alice", "bob"}
+    assert len(server.engine.sessions(prefix="alice:")) == 1
+
+
 def test_ten_thousand_sessions_are_listed_in_pages(serve: Serve, tmp_path: Path) -> None:
     server = serve(keys=KEYS)
     with server.client("key-of-alice") as alice, server.client("key-of-bob-1") as bob:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -35,12 +34,16 @@ class Figures:
     """Seconds to the first text of a reply."""
     between: list[float] = field(default_factory=list)
     """Seconds between two pieces of text."""
-    refused: Counter[str] = field(default_factory=Counter)
+    refused: dict[str, int] = field(default_factory=dict)
     """Answers that were no reply, by their status; "cut" is a connection that broke, "stream" an error within one."""
     left: int = 0
     """How often a client left."""
     tokens: int = 0
     """Pieces of text that came."""
+
+    def refuse(self, status: str) -> None:
+        """Counts an answer that was no reply."""
+        self.refused[status] = self.refused.get(status, 0) + 1
 
 
 class Client:
@@ -97,7 +100,7 @@ class Client:
             try:
                 again = await self._say(said, started)
             except httpx.TransportError:
-                self._figures.refused["cut"] += 1
+                self._figures.refuse("cut")
                 again = 0.5
             if said.reply is None:
                 await asyncio.sleep(again * self._rng.uniform(0.5, 1.5))
@@ -116,7 +119,7 @@ class Client:
         }
         async with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
-                self._figures.refused[str(answer.status_code)] += 1
+                self._figures.refuse(str(answer.status_code))
                 return float(answer.headers.get("retry-after", "1"))
             reply = await self._read(answer, started)
         if reply is not None:
@@ -134,7 +137,7 @@ class Client:
                 return text if kept else None
             event = json.loads(line.removeprefix("data: "))
             if "error" in event:
-                self._figures.refused["stream"] += 1
+                self._figures.refuse("stream")
                 return None
             kept = kept or "snapshot" in event.get("metadata", {})
             if piece := _content(event):
@@ -142,7 +145,7 @@ class Client:
                 (self._figures.between if text else self._figures.first).append(now - last)
                 text, last = text + piece, now
                 self._figures.tokens += 1
-        self._figures.refused["cut"] += 1
+        self._figures.refuse("cut")
         return None
 
 

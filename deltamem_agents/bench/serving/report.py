@@ -35,7 +35,7 @@ class LoadReport:
     @property
     def broken(self) -> list[str]:
         """What should hold and doesn't."""
-        ledger, states, refused = self.ledger, self.states, dict(self.figures.refused)
+        ledger, states, refused = self.ledger, self.states, self.figures.refused
         expected = {"429"} | ({"cut", "503", "stream"} if self.down else set())
         wrong = {
             "no turn was kept": ledger.kept == 0,
