@@ -120,9 +120,10 @@ class Scheduler:
                 return None
             begun = [job for job, _ in self._running.values()] + [job for job, _, _ in self._feeding]
             busy = {session for job in begun for session in job.task.sessions}
-            room, ready, waiting = self._max_batch - len(begun), list[Job[Any]](), list[Job[Any]]()
+            room = self._max_batch - sum(job.task.decodes for job in begun)
+            ready, waiting = list[Job[Any]](), list[Job[Any]]()
             for job in self._waiting:
-                if busy.isdisjoint(job.task.sessions) and (room > 0 or not job.task.decodes):
+                if busy.isdisjoint(job.task.sessions) and (room or not job.task.decodes):
                     ready.append(job)
                     room -= int(job.task.decodes)
                 else:

@@ -47,7 +47,7 @@ class Figures:
 
 
 class Client:
-    """One client, who talks in its sessions in turn until time is up.
+    """One client, who talks in one of its sessions after the other until time is up.
 
     What is refused or cut it says again, with the same words, until there is a reply: so it never knows less than
     that it was said once.

@@ -63,14 +63,14 @@ class ServerProcess:
             self._process.wait()
 
     def stop(self) -> int:
-        """Asks it to drain and end; gives its exit status."""
+        """Asks it to drain and end; gives its exit status, that of a kill where it doesn't end in time."""
         assert self._process is not None
         self._process.terminate()
         try:
             return self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self.kill()
-            raise
+            self._process.kill()
+            return self._process.wait()
 
     def resident(self) -> float | None:
         """Its resident memory now, in MB; None where that cannot be read."""

@@ -36,7 +36,7 @@ class LoadReport:
     def broken(self) -> list[str]:
         """What should hold and doesn't."""
         ledger, states, refused = self.ledger, self.states, self.figures.refused
-        expected = {"429"} | ({"cut", "503", "stream"} if self.down else set())
+        expected = {"429"} | ({"cut", "503"} if self.down else set())
         wrong = {
             "no turn was kept": ledger.kept == 0,
             f"{ledger.lost} replies are lost": ledger.lost,
