@@ -220,7 +220,7 @@ class TurnRunner:
         self, row: Row, pieces: Sequence[Piece], cancelled: Callable[[], bool]
     ) -> Feeding[tuple[Row, Tensor | None]]:
         """The row after pieces, and the logits of the last token, if there is any."""
-        rest, logits = list(pieces), None
+        rest, logits = [piece for piece in pieces if piece.ids], None
         while rest:
             part = yield sum(len(piece.ids) for piece in rest)
             if cancelled():

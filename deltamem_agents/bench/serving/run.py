@@ -104,7 +104,7 @@ def _run(load: Load, url: str, api_key: str | None, server: ServerProcess | None
     seconds = time.monotonic() - started
     setup["load"] += f"; load average at the end{_busy().removeprefix(', load')}"
     with DeltaMemEngine.connect(url, api_key=api_key) as engine:
-        setup["model"] = engine.model_name
+        setup["model"] = Path(engine.model_name).name
         ledger, held = Ledger(), list[str]()
         for session in sessions:
             spoken = [one for one in said if one.session == session]
