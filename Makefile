@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow standard lint bench clean
 
 demo: $(READY)
 	$(BIN)/deltamem demo
@@ -14,6 +14,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+# LangChain's standard integration suite: ChatDeltaMem in this process, then ChatOpenAI against our server.
+standard: $(READY)
+	$(BIN)/python -m pytest -q -m slow tests/langchain/test_standard.py
+	$(BIN)/python -m pytest -q -m slow tests/serve/test_standard.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -71,7 +71,7 @@ class EngineCalls(Protocol):
         ...
 
     def stream(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Iterator[str | Turn]:
-        """Yields the reply's text as it comes, then the `Turn`.
+        """Yields the reply's text as it comes, then the `Turn`. With `logprobs`, texts are `ScoredText`.
 
         The turn is committed when the reader asks for the `Turn`: leaving before that leaves the session as it was,
         even if the reply is complete by then. A server commits when the reply is complete, unless the reader has left.

@@ -23,7 +23,7 @@ class ServeConfig(BaseModel):
     max_import_bytes: int = Field(default=256 * 2**20, ge=1)
     """The largest export that is taken in."""
     body_timeout: float = Field(default=30.0, gt=0)
-    """How many seconds a client may take to send a body."""
+    """How many seconds a client may take to send the headers of a request, and then to send its body."""
     max_messages: int = Field(default=4096, ge=1)
     """The most messages of a request."""
     local_only: bool = False
