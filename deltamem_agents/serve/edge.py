@@ -49,6 +49,7 @@ class Edge:
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         fields: dict[str, object] = {"request_id": request_id, "method": scope["method"]}
         scope = {**scope, "path": scope["raw_path"].decode("ascii"), "state": {**scope.get("state", {}), "log": fields}}
+        in_app = scope["path"].removeprefix(scope.get("root_path", ""))
         started, status = time.monotonic(), GONE
 
         async def answer(message: Message) -> None:
@@ -61,7 +62,7 @@ class Edge:
         try:
             try:
                 self._check_host(headers)
-                inner = receive if _IMPORT.fullmatch(scope["path"]) else await self._read(headers, receive)
+                inner = receive if _IMPORT.fullmatch(in_app) else await self._read(headers, receive)
             except ApiError as error:
                 await send_error(answer, error)
             else:
