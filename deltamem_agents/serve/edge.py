@@ -1,7 +1,6 @@
 """What happens to a request before the app sees it: its id, its host, the size and the time of its body, its log."""
 
 import asyncio
-import json
 import re
 import time
 import uuid
@@ -12,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltamem_agents.serve.config import ServeConfig
-from deltamem_agents.serve.errors import ApiError
+from deltamem_agents.serve.errors import ApiError, send_error
 from deltamem_agents.serve.logs import log
 from deltamem_agents.serve.metrics import Metrics
 
@@ -123,12 +122,3 @@ class _ClientGoneError(Exception):
 def too_large(most: int) -> ApiError:
     """A body over its limit."""
     return ApiError(413, f"the body is larger than {most} bytes: send less", code="body_too_large")
-
-
-async def send_error(send: Send, error: ApiError) -> None:
-    """Answers with an error, outside of any app."""
-    body = json.dumps(error.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in (headers | error.headers).items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})

@@ -11,8 +11,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltamem_agents.serve.config import PREVIOUS
-from deltamem_agents.serve.edge import send_error
-from deltamem_agents.serve.errors import RETRY, ApiError
+from deltamem_agents.serve.errors import RETRY, ApiError, send_error
 
 REPLICA = "x-replica-id"
 """The header of an answer that names the replica: without it, Ray itself has answered."""

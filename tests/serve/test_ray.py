@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,6 +130,11 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 # --- what Ray's proxies answer
+
+
+def test_proxies_load_no_model_code() -> None:
+    code = "import sys, deltamem_agents.serve.ray_proxy; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def in_front_of(app: ASGIApp) -> TestClient:
