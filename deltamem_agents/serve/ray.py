@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.engine.records import Transcript
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.serve.app import create_app
 from deltamem_agents.serve.config import ServeConfig
@@ -91,6 +92,10 @@ class RayOptions(BaseModel):
     """What all replicas share: the URL of a PostgreSQL; on one machine a SQLite file also does."""
     recent_messages: int = Field(default=8, ge=0)
     """How many recent messages are also in prompts."""
+    transcript: Transcript = "window"
+    """How long texts are kept. "full": all of them, without which a session of many turns cannot be rebuilt."""
+    keep_snapshots: int | None = Field(default=64, ge=1)
+    """How many turns a session can go back; each takes a state's room. None: all."""
     device: str | None = None
     """Where to put the model. None: a GPU if Ray gave one."""
     dtype: str = "auto"
@@ -240,6 +245,8 @@ def _load(options: RayOptions, service: Service) -> DeltaMemEngine:
             model_kwargs=dict(options.model_kwargs),
             store=store,
             recent_messages=options.recent_messages,
+            transcript=options.transcript,
+            keep_snapshots=options.keep_snapshots,
             max_batch=options.serve.max_batch,
         )
     except BaseException:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     # A machine with two cores, and the tests beside it, isn't quick.
+    "RAY_worker_niceness": "0",
+    "RAY_agent_register_timeout_ms": "120000",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "2",
@@ -101,7 +103,8 @@ def run(folder: str, port: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what else is printed is for the log
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False, _temp_dir=folder)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    with suppress(TimeoutError):  # after a minute; the proxy comes all the same, and who deploys waits for it
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         request, answer = json.loads(line), dict[str, object]()
