@@ -41,6 +41,24 @@ def test_an_empty_store_lists_nothing_and_says_how_to_begin(saved: Saved) -> Non
     assert "deltamem chat" in result.stderr
 
 
+def test_lists_pages_by_name(saved: Saved, engine: DeltaMemEngine) -> None:
+    for name in ("ada", "bo b", "bob", "cleo"):
+        engine.absorb([{"role": "user", "content": "Hello."}], session=name)
+
+    first, last = saved.sessions("list", "--limit", "2"), saved.sessions("list", "--after", "bo b")
+
+    assert cells(first.stdout, "ada")
+    assert cells(first.stdout, "bo")[1] == "b"
+    assert not {"bob", "cleo"} & set(first.stdout.split())
+    assert "--after 'bo b'" in first.stderr
+    assert cells(last.stdout, "bob")
+    assert cells(last.stdout, "cleo")
+    assert "ada" not in last.stdout
+    assert last.stderr == ""
+    assert "bob" in saved.sessions("list", "--prefix", "bo").stdout
+    assert "no sessions with such names" in saved.sessions("list", "--prefix", "x").stderr
+
+
 def test_logs_a_line_for_each_commit(filled: Saved) -> None:
     result = filled.sessions("log", "alice")
 

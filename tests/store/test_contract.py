@@ -102,6 +102,8 @@ def test_sessions_come_in_pages_by_name(store: StateStore, child: Child) -> None
     for prefix in ("b\ud7ff", "b\U0010ffff", "\U0010ffff", "nobody"):
         found = [info.name for info in store.sessions(prefix=prefix)]
         assert found == sorted(name for name in names if name.startswith(prefix))
+        assert store.count(prefix=prefix) == len(found)
+    assert store.count() == len(store.sessions())
     for limit in (0, -1):
         with pytest.raises(SessionError, match=f"limit is {limit}: expected at least 1"):
             store.sessions(limit=limit)
