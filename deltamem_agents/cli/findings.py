@@ -176,7 +176,7 @@ def extras(requirements: list[str], installed: Callable[[str], str | None]) -> I
     """
     wanted: dict[str, list[Requirement]] = {}
     for requirement in map(Requirement, requirements):
-        for name in _extras_of(requirement):
+        for name in _extras_of(requirement) if requirement.name != PACKAGE else []:
             wanted.setdefault(name, []).append(requirement)
     for name, packages in sorted(wanted.items()):
         versions = {each.name: installed(each.name) for each in packages}
