@@ -27,7 +27,7 @@ bench: $(READY)
 
 # The pages and the reference, as a site in build/site; a warning is an error.
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --config-file deltamem_agents/docs/mkdocs.yml
+	$(BIN)/mkdocs build --strict --config-file .docs/mkdocs.yml
 
 # Runs all that the pages show, and writes into them what was printed: after a new adapter.
 pages: $(READY)
