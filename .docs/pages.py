@@ -1,4 +1,4 @@
-"""How the site comes about: pages that lie elsewhere take their place, links follow, the reference lists public names."""
+"""How the site comes about: pages that lie elsewhere take their place, and the reference lists what is public."""
 
 import importlib
 import posixpath
