@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow standard lint bench clean
+MODEL ?= bundled
+ADAPTER ?=
+
+.PHONY: demo test test-slow standard lint bench docs pages clean
 
 demo: $(READY)
-	$(BIN)/deltamem demo
+	$(BIN)/deltamem demo --model "$(MODEL)" $(if $(ADAPTER),--adapter "$(ADAPTER)")
 
 test: $(READY)
 	$(BIN)/python -m pytest -q
@@ -27,10 +30,18 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/deltamem bench
 
+# The pages and the reference, as a site in build/site; a warning is an error.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --config-file .docs/mkdocs.yml
+
+# Runs all that the pages show, and writes into them what was printed: after a new adapter.
+pages: $(READY)
+	$(BIN)/python -m tests.pages
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev --group docs
 	touch $(READY)
 
 clean:

@@ -120,6 +120,21 @@ def pause(
 
 
 @app.command()
+def alternatives(
+    turns: Annotated[int, typer.Option(help="How many turns.", min=1)] = 40,
+    facts: Annotated[int, typer.Option(help="So many first turns tell a fact, asked for at the end.", min=0)] = 4,
+    seed: SeedOption = 0,
+) -> None:
+    """Hold one conversation with a plain history, with LangGraph's store and retrieval, and with this memory.
+
+    All with the same local model. Needs the extra "langchain".
+    """
+    from deltamem_agents.cli.alternatives import compare
+
+    typer.echo(compare(turns=turns, facts=facts, seed=seed))
+
+
+@app.command()
 def store(
     url: Annotated[str, typer.Argument(help="An empty PostgreSQL database, such as postgresql://me@localhost/empty.")],
     sessions: Annotated[list[int] | None, typer.Option(help="Measure at so many sessions; repeat it.", min=1)] = None,
