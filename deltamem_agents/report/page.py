@@ -1,8 +1,7 @@
 """The page: what a store tells about a session, laid out for people. Jinja escapes whatever users have said."""
 
-import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,12 +11,12 @@ from deltamem_agents.engine.inspection import MemoryView, stored_view
 from deltamem_agents.engine.last_turn import LastTurn
 from deltamem_agents.engine.records import Recollection
 from deltamem_agents.errors import SessionNotFoundError
-from deltamem_agents.messages import Message
 from deltamem_agents.report.chart import HEIGHT, WIDTH, turn_chart
 from deltamem_agents.report.heat import NEGATIVE, POSITIVE, heat_map
-from deltamem_agents.report.history import TurnChange, turn_changes
+from deltamem_agents.report.history import turn_changes
+from deltamem_agents.report.words import percent, said, size
 from deltamem_agents.state import MemoryState
-from deltamem_agents.store import Entry, Snapshot, StateStore
+from deltamem_agents.store import Snapshot, StateStore
 
 FULL_COLOUR = 0.97
 """The quantile of sizes that is drawn in full colour, and all beyond it: a few outliers shall not pale all the rest."""
@@ -94,13 +93,13 @@ def session_page(
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"bytes": _bytes, "text": _text, "percent": _percent}
+    environment.filters |= {"bytes": size, "text": said, "percent": percent}
     return environment.get_template("session.html").render(
         info=info,
         shell=shlex.quote,
         view=view,
         heads=len(view.norms[0]) if view.norms else 0,
-        layers=_layers(store, view),
+        layers=layer_pictures(store, view),
         colours={"positive": POSITIVE, "negative": NEGATIVE},
         chart=turn_chart(changes) if changes else None,
         width=WIDTH,
@@ -108,17 +107,17 @@ def session_page(
         new={change.turn.id: change.new for change in changes},
         writes=writes,
         answers=answers,
-        darkest=_darkest(writes or {}),
+        darkest=darkest((writes or {}).values()),
         gated=any(message.reads for last in (writes or {}).values() for message in last.messages),
         written=[(turn, writes[turn.id]) for turn in reversed(line) if turn.id in writes] if writes else [],
         line={turn.id for turn in line},
         recent=log[::-1][:OPEN_TURNS],
         older=log[::-1][OPEN_TURNS:],
-        sizes=_sizes(info.state_bytes, log, changes),
+        sizes=sizes_of(info.state_bytes, log, line),
     )
 
 
-def _layers(store: StateStore, view: MemoryView) -> list[LayerPicture]:
+def layer_pictures(store: StateStore, view: MemoryView) -> list[LayerPicture]:
     """Each layer in colours of its own scale: the last ones are many times stronger than the first."""
     if view.snapshot is None:
         return []
@@ -137,42 +136,20 @@ def _layers(store: StateStore, view: MemoryView) -> list[LayerPicture]:
     ]
 
 
-def _sizes(state: int, log: Sequence[Snapshot], changes: Sequence[TurnChange]) -> Sizes:
-    newest = {change.turn.thread: change.turn for change in changes}  # the last of each thread stays
+def sizes_of(state: int, log: Sequence[Snapshot], line: Sequence[Snapshot]) -> Sizes:
+    """What is kept of a session, of which a state takes so many bytes."""
+    newest = {turn.thread: turn for turn in line}  # the last of each thread stays
     threads = (ThreadSize(name, turn.thread_messages, turn.thread_tokens) for name, turn in newest.items())
-    kept = {turn.id: turn for turn in (*log, *(change.turn for change in changes))}
+    kept = {turn.id: turn for turn in (*log, *line)}
     texts = sum(len((entry.text or "").encode()) for turn in kept.values() for entry in turn.entries)
     return Sizes(state, len(kept), texts, tuple(threads))
 
 
-def _darkest(writes: Mapping[str, LastTurn]) -> float:
-    """The strength that is shaded darkest."""
-    return _full_colour([w.strength for last in writes.values() for m in last.messages for w in m.writes or ()])
+def darkest(turns: Iterable[LastTurn]) -> float:
+    """The strength of a write that is shaded darkest."""
+    return _full_colour([w.strength for last in turns for m in last.messages for w in m.writes or ()])
 
 
 def _full_colour(sizes: Sequence[float]) -> float:
     ordered = sorted(sizes) or [0.0]
     return ordered[int(FULL_COLOUR * (len(ordered) - 1))] or ordered[-1] or 1.0
-
-
-# --- how things are shown
-
-
-def _text(entry: Entry) -> str | None:
-    """What was said, calls of tools included; None where that is not kept."""
-    if entry.text is None:
-        return None
-    message = Message.model_validate_json(entry.text)
-    calls = (f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.tool_calls)
-    return "\n".join(part for part in (message.content, *calls) if part)
-
-
-def _bytes(number: int) -> str:
-    if number < 1000:
-        return f"{number} bytes"
-    value, unit = (number / 1000, "KB") if number < 1_000_000 else (number / 1_000_000, "MB")
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"

@@ -12,14 +12,23 @@ from starlette.types import ASGIApp
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import DeltaMemError
-from deltamem_agents.serve import chat, engine_calls, responses, sessions, snapshots, status
+from deltamem_agents.serve import chat, engine_calls, page, responses, sessions, snapshots, status
 from deltamem_agents.serve.config import PREVIOUS
 from deltamem_agents.serve.edge import Edge
 from deltamem_agents.serve.errors import ApiError, of_engine, of_validation
 from deltamem_agents.serve.logs import log
+from deltamem_agents.serve.page.sign_in import SignIns
 from deltamem_agents.serve.service import Service, the_namespace, the_service
 
-ROUTERS = (status.router, chat.router, responses.router, sessions.router, snapshots.router, engine_calls.router)
+ROUTERS = (
+    status.router,
+    chat.router,
+    responses.router,
+    sessions.router,
+    snapshots.router,
+    engine_calls.router,
+    *page.ROUTERS,
+)
 
 
 def create_app(
@@ -57,9 +66,16 @@ def create_app(
         with suppress(ApiError):  # it was never loaded
             await asyncio.to_thread(service.engine.close)
 
-    app = FastAPI(title="deltamem", summary="One model, a memory for each session.", lifespan=lifespan)
+    app = FastAPI(
+        title="deltamem",
+        summary="One model, a memory for each session.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own load scripts from elsewhere
+        redoc_url=None,
+    )
     app.router.redirect_slashes = False
     app.state.service = service
+    app.state.sign_ins = SignIns()
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _answer)

@@ -19,7 +19,7 @@ LOCAL = {"localhost", "127.0.0.1", "::1"}
 GONE = 499
 """The status in the log of a client that went away, as nginx writes it."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_IMPORT = re.compile(r"/v1/sessions/[^/]+/import")
+_IMPORT = re.compile(r"(/v1/sessions/[^/]+|/page)/import")
 
 
 class Edge:

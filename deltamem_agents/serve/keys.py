@@ -51,7 +51,7 @@ class Keys:
     """API keys and their namespaces. Only digests are kept, so comparing them tells nothing about a key."""
 
     def __init__(self, namespaces: Mapping[str, str]) -> None:
-        self._namespaces = {_digest(key): Namespace(name) for key, name in namespaces.items()}
+        self._namespaces = {self.digest(key): Namespace(name) for key, name in namespaces.items()}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -83,8 +83,13 @@ class Keys:
 
     def namespace(self, key: str) -> Namespace | None:
         """What a key opens; None for a key that is not known."""
-        return self._namespaces.get(_digest(key))
+        return self.opened(self.digest(key))
 
+    def opened(self, digest: bytes) -> Namespace | None:
+        """What the key of a digest opens; None for a key that is not known."""
+        return self._namespaces.get(digest)
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+    @staticmethod
+    def digest(key: str) -> bytes:
+        """What is kept of a key."""
+        return hashlib.sha256(key.encode()).digest()
