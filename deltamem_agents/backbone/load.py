@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.backbone.bundled import bundled_path
+from deltamem_agents.backbone.dtypes import widened
 from deltamem_agents.errors import BackboneError, UnsupportedArchitectureError
 
 BUNDLED = "bundled"
@@ -35,7 +36,8 @@ def load_backbone(
     Args:
         model: "bundled", a folder, or a hub id.
         device: where to put it; None: on a GPU if there is one, unless `model_kwargs` say how it is placed.
-        dtype: of the weights; "auto" takes the checkpoint's own.
+        dtype: of the weights; "auto" takes the checkpoint's own, or float32 for half precision on a CPU that has no
+            instructions for it, if memory suffices.
         model_kwargs: anything else `AutoModelForCausalLM.from_pretrained` takes, such as `device_map` or
             `quantization_config`. What says where the files come from, such as `revision`, `subfolder` or `token`,
             counts for the tokenizer too.
@@ -63,6 +65,8 @@ def load_backbone(
             f"{model} has no weights for {len(missing)} parameters of its architecture, such as {missing[0]}, and they "
             "would be random: expected a complete checkpoint of a causal LM; check the folder's files"
         )
+    if options["dtype"] == "auto" and not getattr(backbone, "is_quantized", False):
+        backbone = widened(backbone)
     if model == BUNDLED:
         backbone.generation_config.no_repeat_ngram_size = LONGEST_REPEAT
     try:

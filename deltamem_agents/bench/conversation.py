@@ -200,7 +200,7 @@ class _Arm:
 def _alternate(*arms: tuple[_Arm, int], told: Sequence[Told], seed: int) -> None:
     draw = random.Random(seed)
     turns = max(turns for _, turns in arms)
-    said = [fact.statement for fact in told] + [_note(draw, number) for number in range(len(told) + 1, turns + 1)]
+    said = [fact.statement for fact in told] + [note(draw, number) for number in range(len(told) + 1, turns + 1)]
     for number, text in enumerate(said):
         for arm, turns in arms if number % 2 == 0 else arms[::-1]:
             if number < turns and arm.full is None:
@@ -231,7 +231,8 @@ def _user(text: str) -> MessageLike:
     return {"role": "user", "content": text}
 
 
-def _note(draw: random.Random, number: int) -> str:
+def note(draw: random.Random, number: int) -> str:
+    """A line of stock, of which nothing is asked."""
     colour, thing = draw.choice(("blue", "red", "green", "grey")), draw.choice(("beads", "maps", "lamps", "bowls"))
     return f"Note {number:03}: shelf {draw.randrange(1000, 10000)} holds {draw.randrange(10, 100)} {colour} {thing}."
 

@@ -10,6 +10,7 @@ from deltamem_agents.cli import bench, evaluate, sessions
 from deltamem_agents.cli.chat import chat
 from deltamem_agents.cli.console import show_error
 from deltamem_agents.cli.demo import demo
+from deltamem_agents.cli.doctor import doctor
 from deltamem_agents.cli.pull import pull
 from deltamem_agents.cli.serve import serve
 from deltamem_agents.cli.train import train
@@ -77,6 +78,7 @@ app.command()(serve)
 app.add_typer(sessions.app, name="sessions")
 app.command()(pull)
 app.command()(demo)
+app.command()(doctor)
 app.add_typer(bench.app, name="bench")
 app.command()(train)
 app.add_typer(evaluate.app, name="evaluate")

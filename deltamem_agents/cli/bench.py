@@ -1,5 +1,6 @@
 """`deltamem bench`: how fast it all is on this machine."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -72,6 +73,65 @@ def conversation(
         turns=turns, recent=recent, keep=keep, full_turns=full_turns, facts=facts, seed=seed, output=output
     )
     typer.echo(report.render())
+
+
+@app.command()
+def serve(
+    url: Annotated[str | None, typer.Argument(help="A server that runs; by default one is started.")] = None,
+    clients: Annotated[int, typer.Option(help="How many talk at once.", min=1)] = 32,
+    sessions: Annotated[int, typer.Option(help="In so many sessions.", min=1)] = 64,
+    seconds: Annotated[float, typer.Option(help="For how long.", min=0.1)] = 60.0,
+    tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.", min=1)] = 24,
+    leaving: Annotated[float, typer.Option(help="This share of turns is left at a random moment.", min=0)] = 0.0,
+    kills: Annotated[int, typer.Option(help="How often the server is killed and started again.", min=0)] = 0,
+    api_key: Annotated[str | None, typer.Option(help="What the server asks for.")] = None,
+    options: Annotated[str, typer.Option(help="Options for the server that is started, as on its command line.")] = "",
+    seed: SeedOption = 0,
+    output: OutputOption = None,
+) -> None:
+    """Put a load on a server, and look whether every message is kept once and every memory is its own.
+
+    Exits with 1 where something is lost, doubled, mixed up, or refused by anything but 429.
+    """
+    from deltamem_agents.bench.serving import Load, run_load
+
+    load = Load(
+        clients=clients, sessions=sessions, seconds=seconds, tokens=tokens, leaving=leaving, kills=kills, seed=seed
+    )
+    report = run_load(load, url=url, api_key=api_key, options=shlex.split(options), output=output)
+    typer.echo(report.render())
+    if report.broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pause(
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 4000,
+    sessions: Annotated[int, typer.Option(help="So many decode beside it.", min=1)] = 8,
+    repeats: Annotated[int, typer.Option(help="How often each way is measured.", min=1)] = 2,
+    seed: SeedOption = 0,
+    output: OutputOption = None,
+) -> None:
+    """Measure how long sessions pause while a long prompt is fed, as a whole and in parts."""
+    from deltamem_agents.bench import render
+    from deltamem_agents.bench.pause import run_pause
+
+    typer.echo(render(run_pause(prompt=prompt, sessions=sessions, repeats=repeats, seed=seed, output=output)))
+
+
+@app.command()
+def alternatives(
+    turns: Annotated[int, typer.Option(help="How many turns.", min=1)] = 40,
+    facts: Annotated[int, typer.Option(help="So many first turns tell a fact, asked for at the end.", min=0)] = 4,
+    seed: SeedOption = 0,
+) -> None:
+    """Hold one conversation with a plain history, with LangGraph's store and retrieval, and with this memory.
+
+    All with the same local model. Needs the extra "langchain".
+    """
+    from deltamem_agents.cli.alternatives import compare
+
+    typer.echo(compare(turns=turns, facts=facts, seed=seed))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deltamem_agents.cli.loading import BUNDLED, load_engine
-from deltamem_agents.cli.options import DeviceOption, DtypeOption, ModelKwargsOption
+from deltamem_agents.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelKwargsOption, ModelOption
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
@@ -30,6 +30,8 @@ console = Console(width=100, highlight=False)
 
 
 def demo(
+    model: ModelOption = BUNDLED,
+    adapter: AdapterOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     model_kwargs: ModelKwargsOption = "{}",
@@ -37,19 +39,22 @@ def demo(
     store: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Tells an agent three facts, ends the process, and asks for them in a new one."""
-    loading = ["--dtype", dtype, "--model-kwargs", model_kwargs, *([] if device is None else ["--device", device])]
+    loading = ["--model", model, "--dtype", dtype, "--model-kwargs", model_kwargs]
+    for option, value in (("--adapter", adapter), ("--device", device)):
+        loading += [] if value is None else [option, value]
     if part != "all":
         import langchain_deltamem  # noqa: F401  # says what to install before anything is loaded
 
         engine = load_engine(
-            BUNDLED, adapter=None, store=str(store), device=device, dtype=dtype, model_kwargs=model_kwargs
+            model, adapter=adapter, store=str(store), device=device, dtype=dtype, model_kwargs=model_kwargs
         )
         with engine:
             (_tell if part == "tell" else _ask)(_model(engine))
     else:
-        from deltamem_agents.backbone.bundled import bundled_path
+        if model == BUNDLED:
+            from deltamem_agents.backbone.bundled import bundled_path
 
-        bundled_path()
+            bundled_path()  # its progress bar belongs here, not into the first process
         with tempfile.TemporaryDirectory() as folder:
             for step in ("tell", "ask"):
                 command = [sys.executable, "-m", "deltamem_agents.cli", "demo", "--part", step, *loading, "--store"]

@@ -22,6 +22,7 @@ def load_engine(
     store: "StateStore | str | None",
     recent_messages: int = 8,
     max_batch: int = 16,
+    prefill_chunk: int = 128,
     device: str | None = None,
     dtype: str = "auto",
     model_kwargs: str = "{}",
@@ -34,6 +35,7 @@ def load_engine(
         store: where sessions live.
         recent_messages: how many recent messages are also in the prompt.
         max_batch: how many turns decode together, at most.
+        prefill_chunk: tokens of prompts that are fed between two tokens of those that decode.
         device: where to put the model.
         dtype: of its weights.
         model_kwargs: more of what transformers takes, as a JSON object.
@@ -61,6 +63,7 @@ def load_engine(
             store=store,
             recent_messages=recent_messages,
             max_batch=max_batch,
+            prefill_chunk=prefill_chunk,
             device=device,
             dtype=dtype,
             model_kwargs=more,

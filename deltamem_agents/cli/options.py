@@ -12,7 +12,13 @@ AdapterOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Where to put the model, as in cuda:1. Default: a GPU if there is one.")
 ]
-DtypeOption = Annotated[str, typer.Option("--dtype", help='Of the model\'s weights, as in bfloat16; "auto": as saved.')]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help='Of the model\'s weights, as in bfloat16; "auto": as saved, or float32 where a CPU is slow in that.',
+    ),
+]
 ModelKwargsOption = Annotated[
     str,
     typer.Option(

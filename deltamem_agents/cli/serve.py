@@ -35,6 +35,9 @@ def serve(
     ] = False,
     name: Annotated[str | None, typer.Option(help="What clients call the model. Default: its own name.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Turns that decode together, at most.")] = 16,
+    prefill_chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens of prompts that are fed between two tokens of those that decode.")
+    ] = 128,
     max_queue: Annotated[int, typer.Option(min=0, help="Calls that may wait; more are answered 429.")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply where a request doesn't say.")] = 512,
     device: DeviceOption = None,
@@ -64,6 +67,7 @@ def serve(
             store=timed,
             recent_messages=recent_messages,
             max_batch=max_batch,
+            prefill_chunk=prefill_chunk,
             device=device,
             dtype=dtype,
             model_kwargs=model_kwargs,

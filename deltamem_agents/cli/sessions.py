@@ -28,13 +28,22 @@ YesOption = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 
 
 @app.command("list")
-def list_sessions(store: StoreOption = None) -> None:
-    """List the sessions in a store."""
+def list_sessions(
+    store: StoreOption = None,
+    prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
+    after: Annotated[str | None, typer.Option(help="Only names after this one, in order.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1000,
+) -> None:
+    """List the sessions in a store, by name."""
     with open_existing(store) as opened:
-        infos = opened.sessions()
+        infos = opened.sessions(prefix=prefix, after=after, limit=limit + 1)
     if not infos:
-        note("There are no sessions yet: `deltamem chat --session NAME` starts one.")
+        if prefix or after is not None:
+            note("There are no sessions with such names.")
+        else:
+            note("There are no sessions yet: `deltamem chat --session NAME` starts one.")
         return
+    infos, more = infos[:limit], len(infos) > limit
     table = Table("Session", box=SIMPLE_HEAD)
     for title in ("Turns", "Messages", "State"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -43,6 +52,8 @@ def list_sessions(store: StoreOption = None) -> None:
         numbers = (str(info.turns), str(info.messages), decimal(info.state_bytes))
         table.add_row(Text(info.name, overflow="fold"), *numbers, local(info.updated_at))
     out.print(table)
+    if more:
+        note(f"There are more: go on with --after {shlex.quote(infos[-1].name)}.")
 
 
 @app.command()
@@ -109,10 +120,11 @@ def report(
         bool, typer.Option("--writes", help="Load the model and show what the last turns wrote, word by word.")
     ] = False,
     last: Annotated[int, typer.Option(min=1, help="With --writes: how many turns.")] = 10,
+    ask: Annotated[bool, typer.Option("--ask", help="Load the model and show what the memory answers.")] = False,
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
 ) -> None:
-    """Write an HTML page of a session: its memory as pictures, its log and its sizes."""
+    """Write an HTML page of a session: its memory in words and pictures, its log and its sizes."""
     from deltamem_agents.report import recent_writes, session_page
 
     with open_existing(store) as opened:
@@ -120,11 +132,17 @@ def report(
         file = output or Path(re.sub(r"[^\w-]+", "-", name)[:60] + ".html")
         if file.exists() and not force:
             raise StoreError(f"{file} exists: choose another file with --output, or overwrite it with --force")
-        if not writes or info.head is None:
+        asked = (writes or ask) and info.head is not None
+        if not asked:
             page = session_page(opened, name)
-    if writes and info.head is not None:
+    if asked:
         with load_engine(model, adapter=adapter, store=store) as engine:
-            page = session_page(engine.store, name, writes=recent_writes(engine, name, turns=last))
+            page = session_page(
+                engine.store,
+                name,
+                writes=recent_writes(engine, name, turns=last) if writes else None,
+                answers=engine.remembered(name) if ask else None,
+            )
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -285,14 +303,29 @@ def import_(
 
 @app.command()
 def rebuild(
-    name: NameArgument, store: StoreOption = None, model: ModelOption = BUNDLED, adapter: AdapterOption = None
+    name: Annotated[str | None, typer.Argument(help="The session.", show_default=False)] = None,
+    store: StoreOption = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All sessions of other models and adapters; go on where it was stopped.")
+    ] = False,
+    prefix: Annotated[str, typer.Option(help="With --all: only names that begin so.")] = "",
+    model: ModelOption = BUNDLED,
+    adapter: AdapterOption = None,
 ) -> None:
-    """Make a session's memory anew from its texts, under another model or adapter."""
+    """Make a session's memory anew from its texts, or all of them, under another model or adapter."""
+    if every != (name is None):
+        raise typer.BadParameter("give either a session's name or --all")
     with open_existing(store) as opened:
-        find_session(opened, name)
+        if name is not None:
+            find_session(opened, name)
     with load_engine(model, adapter=adapter, store=store) as engine:
-        turns = engine.session(name).rebuild()
-    note(f"Rebuilt: {name}, {count(turns, 'turn')}.")
+        if name is None:
+            from deltamem_agents.cli.rebuild_all import rebuild_all
+
+            rebuild_all(engine, prefix=prefix)
+        else:
+            turns = engine.session(name).rebuild()
+            note(f"Rebuilt: {name}, {count(turns, 'turn')}.")
 
 
 def _place(snapshot: str, turn: int) -> str:

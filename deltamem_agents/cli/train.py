@@ -59,7 +59,16 @@ def train(
         _plan(loaded, accelerator.device)
         return
     backbone, tokenizer = recipe_backbone(loaded, accelerator.device)
-    trainer = Trainer(loaded, backbone, tokenizer, output, accelerator=accelerator)
+    err.quiet = not accelerator.is_main_process
+    with Shown(err) as shown:
+        trainer = Trainer(
+            loaded,
+            backbone,
+            tokenizer,
+            output,
+            accelerator=accelerator,
+            progress=lambda done, of: shown.show(f"fitting state heads to the model: {done} of {of}"),
+        )
     if accelerator.is_main_process:
         for said in trainer.notes:
             note(said)
@@ -78,7 +87,6 @@ def train(
 
 def _run(trainer: "Trainer", until: int | None) -> "Record":
     """Trains, and shows how far it is."""
-    err.quiet = not trainer.accelerator.is_main_process
     stages = trainer.recipe.stages
     with Shown(err) as shown:
         trainer.prepare(lambda done, of: shown.show(f"the plain model's own replies, kept on disk: {done} of {of}"))

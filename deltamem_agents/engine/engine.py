@@ -35,7 +35,7 @@ from deltamem_agents.engine.remembering import ask_memory
 from deltamem_agents.engine.requests import check_count, check_pairs, parse_request
 from deltamem_agents.engine.service import TurnService
 from deltamem_agents.engine.session import Engine
-from deltamem_agents.engine.turns import TurnRunner
+from deltamem_agents.engine.turns import Feeding, TurnRunner
 from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundError
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.state import MemoryState
@@ -65,6 +65,8 @@ class DeltaMemEngine(Engine):
             lines it has left. None: all.
         cache_bytes: budget for KV caches of sessions between turns.
         max_batch: how many turns, of any callers, decode together at most.
+        prefill_chunk: while others decode, this many tokens of prompts are fed between two of their tokens: fewer make
+            shorter pauses, and longer waits for the first token of a long prompt.
 
     Raises:
         ConfigError: an option has an impossible value.
@@ -84,6 +86,7 @@ class DeltaMemEngine(Engine):
         keep_snapshots: int | None = 64,
         cache_bytes: int = 2**30,
         max_batch: int = 16,
+        prefill_chunk: int = 128,
     ) -> None:
         if transcript not in TRANSCRIPTS:
             raise ConfigError(f"transcript is {transcript!r}, expected one of {', '.join(TRANSCRIPTS)}")
@@ -92,6 +95,7 @@ class DeltaMemEngine(Engine):
         check_count("recent_messages", recent_messages, at_least=0)
         check_count("cache_bytes", cache_bytes, at_least=0)
         check_count("max_batch", max_batch, at_least=1)
+        check_count("prefill_chunk", prefill_chunk, at_least=1)
         if keep_snapshots is not None:
             check_count("keep_snapshots", keep_snapshots, at_least=1)
         self.model, self.tokenizer = model, tokenizer
@@ -108,7 +112,7 @@ class DeltaMemEngine(Engine):
         self._calls = CallOrder()
         self.store = open_store(store)
         runner = self._runner_on(self.store, cache_bytes=cache_bytes)
-        self._service = TurnService(runner, max_batch=max_batch)
+        self._service = TurnService(runner, max_batch=max_batch, prefill_chunk=prefill_chunk)
         self._closed = False
 
     @classmethod
@@ -186,9 +190,15 @@ class DeltaMemEngine(Engine):
         """Yields the reply's text as it comes, then the `Turn`; see `EngineCalls.stream`."""
         return self._service.stream(self._request(messages, options))
 
-    def astream(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> AsyncIterator[str | Turn]:
-        """`stream` for an event loop; see `EngineCalls.astream`."""
-        return self._service.astream(self._request(messages, options))
+    def astream(
+        self, messages: Sequence[MessageLike], *, snapshot: str | None = None, **options: Unpack[TurnOptions]
+    ) -> AsyncIterator[str | Turn]:
+        """`stream` for an event loop; see `EngineCalls.astream`.
+
+        `snapshot` is the id that the turn's snapshot is to have, a new one: for who must name it before it is there.
+        """
+        request = self._request(messages, options)
+        return self._service.astream(request if snapshot is None else replace(request, snapshot=snapshot))
 
     def batch(
         self,
@@ -266,20 +276,23 @@ class DeltaMemEngine(Engine):
     def forget_message(self, session: str, message: str, *, purge: bool = False) -> str | None:
         """Rebuilds a session without one message; see `EngineCalls.forget_message`."""
 
-        def work() -> str | None:
+        def work(cancelled: Callable[[], bool]) -> Feeding[str | None]:
             try:
-                return forget_message(
-                    self.store,
-                    session,
-                    message,
-                    purge=purge,
-                    recent_messages=self.recent_messages,
-                    runner_on=self._runner_on,
+                return (
+                    yield from forget_message(
+                        self.store,
+                        session,
+                        message,
+                        purge=purge,
+                        recent_messages=self.recent_messages,
+                        runner_on=self._runner_on,
+                        cancelled=cancelled,
+                    )
                 )
             finally:
                 self._service.drop_warm(session)
 
-        return self.on_session(session, work)
+        return self._service.carry(work, sessions=[check_session_name(session)])
 
     def remembered(self, session: str, questions: Sequence[str] = QUESTIONS) -> list[Recollection]:
         """What a session answers out of its memory alone; see `EngineCalls.remembered`."""
@@ -296,10 +309,13 @@ class DeltaMemEngine(Engine):
     def rebuild(self, session: str) -> int:
         """Makes a session's memory anew from its texts; see `EngineCalls.rebuild`."""
 
-        def work() -> int:
-            return rebuild_session(self.store, session, recent_messages=self.recent_messages, runner_on=self._runner_on)
+        def work(cancelled: Callable[[], bool]) -> Feeding[int]:
+            recent, runner_on = self.recent_messages, self._runner_on
+            return rebuild_session(
+                self.store, session, recent_messages=recent, runner_on=runner_on, cancelled=cancelled
+            )
 
-        return self.on_session(session, work)
+        return self._service.carry(work, sessions=[check_session_name(session)])
 
     def inspect(self, session: str, *, writes: bool = True) -> MemoryView:
         """Makes a memory readable; see `EngineCalls.inspect`."""

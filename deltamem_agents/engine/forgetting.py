@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from deltamem_agents.engine.rebuilding import replay
-from deltamem_agents.engine.turns import TurnRunner
+from deltamem_agents.engine.turns import Feeding, TurnRunner
 from deltamem_agents.errors import SessionError, SessionNotFoundError
 from deltamem_agents.messages import Message
 from deltamem_agents.store import Entry, MemoryStore, Snapshot, StateStore
@@ -18,7 +18,8 @@ def forget_message(
     purge: bool,
     recent_messages: int,
     runner_on: Callable[[StateStore], TurnRunner],
-) -> str | None:
+    cancelled: Callable[[], bool],
+) -> Feeding[str | None]:
     """Moves a session to a line that never held a message; see `EngineCalls.forget_message`.
 
     Args:
@@ -28,6 +29,7 @@ def forget_message(
         purge: whether the snapshots that knew it are deleted.
         recent_messages: the window, which decides where replays start, as in live turns.
         runner_on: makes a runner that works on a given store.
+        cancelled: asked between parts; then nothing was done.
 
     Raises:
         SessionNotFoundError: there is no such session.
@@ -63,7 +65,8 @@ def forget_message(
     if before:
         scratch.add_line(name, [replace(turn, session=name) for turn in before], expected=None)
     left = [turn for turn in _without(line[number:], place) if turn.entries]
-    rebuilt = replay(scratch, runner_on(scratch), name, left, recent_messages=recent_messages)
+    runner = runner_on(scratch)
+    rebuilt = yield from replay(scratch, runner, name, left, recent_messages=recent_messages, cancelled=cancelled)
     if rebuilt:
         note = f"rebuilt without message {knew.start + place + 1} of the line, which was forgotten"
         rebuilt[0] = replace(rebuilt[0], note="; ".join(filter(None, (rebuilt[0].note, note))))

@@ -13,12 +13,13 @@ from deltamem_agents.state import MemoryState
 from deltamem_agents.store import SessionInfo, Snapshot, StateStore
 
 QUESTIONS = (
+    "What do you know about me?",
     "What is my name?",
     "Where do I live?",
     "What do I do for a living?",
-    "Who is in my family, and do I have pets?",
-    "What do I like, and what do I not like?",
-    "What have I planned?",
+    "What is my pet's name?",
+    "What is my favourite food?",
+    "What are my plans?",
     "What did I ask you to remember?",
 )
 """What a memory is asked where nobody says."""
@@ -70,7 +71,7 @@ class EngineCalls(Protocol):
         ...
 
     def stream(self, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Iterator[str | Turn]:
-        """Yields the reply's text as it comes, then the `Turn`.
+        """Yields the reply's text as it comes, then the `Turn`. With `logprobs`, texts are `ScoredText`.
 
         The turn is committed when the reader asks for the `Turn`: leaving before that leaves the session as it was,
         even if the reply is complete by then. A server commits when the reply is complete, unless the reader has left.

@@ -63,3 +63,4 @@ class EngineOptions(TypedDict, total=False):
     keep_snapshots: int | None
     cache_bytes: int
     max_batch: int
+    prefill_chunk: int

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from deltamem_agents.engine.records import Request
-from deltamem_agents.engine.turns import TurnRunner
+from deltamem_agents.engine.turns import Feeding, TurnRunner
 from deltamem_agents.errors import SessionError, SessionNotFoundError
 from deltamem_agents.generation import GenerationOptions
 from deltamem_agents.messages import Message
@@ -12,8 +12,13 @@ from deltamem_agents.store import MemoryStore, Snapshot, StateStore
 
 
 def rebuild_session(
-    store: StateStore, name: str, *, recent_messages: int, runner_on: Callable[[StateStore], TurnRunner]
-) -> int:
+    store: StateStore,
+    name: str,
+    *,
+    recent_messages: int,
+    runner_on: Callable[[StateStore], TurnRunner],
+    cancelled: Callable[[], bool],
+) -> Feeding[int]:
     """Replays all that a session's line says, turn by turn, and moves the session to the line that comes of it.
 
     The old line stays in the log until it is pruned. All or nothing: it goes into the store in one transaction.
@@ -23,6 +28,7 @@ def rebuild_session(
         name: the session.
         recent_messages: the window, which decides where replays start, as in live turns.
         runner_on: makes a runner that works on a given store.
+        cancelled: asked between parts; then nothing was done.
 
     Returns:
         The number of turns.
@@ -43,14 +49,22 @@ def rebuild_session(
             'keep them next time with transcript="full"'
         )
     scratch = MemoryStore()
-    if rebuilt := replay(scratch, runner_on(scratch), name, line, recent_messages=recent_messages):
+    runner = runner_on(scratch)
+    rebuilt = yield from replay(scratch, runner, name, line, recent_messages=recent_messages, cancelled=cancelled)
+    if rebuilt:
         store.add_line(name, rebuilt, expected=info.head)
     return len(line)
 
 
 def replay(
-    store: StateStore, runner: TurnRunner, name: str, turns: Sequence[Snapshot], *, recent_messages: int
-) -> list[Snapshot]:
+    store: StateStore,
+    runner: TurnRunner,
+    name: str,
+    turns: Sequence[Snapshot],
+    *,
+    recent_messages: int,
+    cancelled: Callable[[], bool],
+) -> Feeding[list[Snapshot]]:
     """Absorbs turns into a session again, and gives them as they are then: new ids and states, all else as it was.
 
     Args:
@@ -59,9 +73,13 @@ def replay(
         name: the session.
         turns: what to absorb, with texts.
         recent_messages: the window.
+        cancelled: asked between parts.
     """
-    ids = [runner.absorb(_request(name, turn, recent_messages)) for turn in turns]
-    return [_as(store.snapshot(id), old) for id, old in zip(ids, turns, strict=True)]
+    rebuilt = []
+    for turn in turns:
+        id = yield from runner.absorb(_request(name, turn, recent_messages), cancelled)
+        rebuilt.append(_as(store.snapshot(id), turn))
+    return rebuilt
 
 
 def _request(name: str, turn: Snapshot, recent_messages: int) -> Request:

@@ -1,5 +1,6 @@
 """What callers ask of the engine and what they get."""
 
+import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -72,6 +73,11 @@ class Recollection:
     answer: str
 
 
+def new_id() -> str:
+    """An id for a snapshot."""
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One call, checked."""
@@ -90,6 +96,8 @@ class Request:
     """When the call was made, for turns that other processes commit."""
     key: str | None = None
     """The caller's name for an absorption, which makes a retry idempotent."""
+    snapshot: str = field(default_factory=new_id)
+    """The id of the snapshot that comes of it, if one does."""
 
     @property
     def remembers(self) -> bool:

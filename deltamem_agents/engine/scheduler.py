@@ -19,9 +19,6 @@ Emit = Callable[[str], None]
 Steps = Generator[Lane | int, int | None, T]
 """Work as the model thread does it: it yields a lane to have it decoded, and returns its result. Where it has so many
 tokens to feed, it yields their number, and is sent how many of them it may feed before others go on."""
-CHUNK = 128
-"""Tokens of prompts that are fed between two steps of decoding, while others decode."""
-
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[T_co]):
@@ -54,11 +51,13 @@ class Scheduler:
     Args:
         decoder: decodes.
         max_batch: how many lanes decode at once, at most.
+        prefill_chunk: how many tokens of prompts are fed between two steps, at most, while there is other work.
     """
 
-    def __init__(self, decoder: Decoder, *, max_batch: int) -> None:
+    def __init__(self, decoder: Decoder, *, max_batch: int, prefill_chunk: int) -> None:
         assert max_batch > 0, "nothing could decode"
-        self._decoder, self._max_batch = decoder, max_batch
+        assert prefill_chunk > 0, "nothing could be fed"
+        self._decoder, self._max_batch, self._prefill_chunk = decoder, max_batch, prefill_chunk
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="deltamem")
         self._lock = threading.Lock()
         self._waiting: list[Job[Any]] = []
@@ -121,7 +120,8 @@ class Scheduler:
                 return None
             begun = [job for job, _ in self._running.values()] + [job for job, _, _ in self._feeding]
             busy = {session for job in begun for session in job.task.sessions}
-            room, ready, waiting = self._max_batch - len(begun), list[Job[Any]](), list[Job[Any]]()
+            room = self._max_batch - sum(job.task.decodes for job in begun)
+            ready, waiting = list[Job[Any]](), list[Job[Any]]()
             for job in self._waiting:
                 if busy.isdisjoint(job.task.sessions) and (room or not job.task.decodes):
                     ready.append(job)
@@ -133,8 +133,9 @@ class Scheduler:
             return ready
 
     def _feed(self) -> None:
-        """Lets prompts be fed, each a part in turn: as much as there is, or `CHUNK` tokens while others decode."""
-        room = CHUNK if self._running else sum(wanted for *_, wanted in self._feeding)
+        """Lets prompts be fed, each a part in turn: a chunk, or all there is of the only one where nothing decodes."""
+        alone = not self._running and len(self._feeding) == 1
+        room = self._feeding[0][-1] if alone else self._prefill_chunk
         for _ in range(len(self._feeding)):
             if room <= 0:
                 break

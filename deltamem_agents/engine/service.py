@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from deltamem_agents.engine.records import EngineFigures, Request, Turn
 from deltamem_agents.engine.scheduler import Emit, Scheduler, Steps, Task
-from deltamem_agents.engine.turns import Decoded, TurnRunner, cancelled_error
+from deltamem_agents.engine.turns import Decoded, Feeding, TurnRunner, cancelled_error
 from deltamem_agents.engine.worker import Worker
 from deltamem_agents.errors import DeltaMemError, GenerationError
 from deltamem_agents.generation.decode import Decoder
@@ -21,11 +21,13 @@ class TurnService:
     Args:
         runner: carries the turns out.
         max_batch: how many turns decode at once, at most.
+        prefill_chunk: how many tokens of prompts are fed between two steps of decoding, at most.
     """
 
-    def __init__(self, runner: TurnRunner, *, max_batch: int = 16) -> None:
+    def __init__(self, runner: TurnRunner, *, max_batch: int, prefill_chunk: int) -> None:
         self._runner = runner
-        self._worker = Worker(Scheduler(Decoder(runner.model, runner.ends), max_batch=max_batch))
+        decoder = Decoder(runner.model, runner.ends)
+        self._worker = Worker(Scheduler(decoder, max_batch=max_batch, prefill_chunk=prefill_chunk))
 
     @property
     def figures(self) -> EngineFigures:
@@ -85,7 +87,21 @@ class TurnService:
             function: what to call; it must not call the service.
             sessions: those it works on: it waits for what was queued on them before, and what comes later waits for it.
         """
-        return self._worker.run(_call(function, frozenset(sessions)))
+
+        def work(_: Callable[[], bool]) -> Feeding[T]:
+            return function()
+            yield  # never reached: it makes this a generator
+
+        return self.carry(work, sessions=sessions)
+
+    def carry(self, work: Callable[[Callable[[], bool]], Feeding[T]], *, sessions: Collection[str]) -> T:
+        """Carries work out on the model thread, that of others between its parts.
+
+        Args:
+            work: gets a function that tells whether nobody waits any more.
+            sessions: those it works on, as for `call`.
+        """
+        return self._worker.run(_work(work, frozenset(sessions)))
 
     def close(self) -> None:
         """Finishes queued work and ends the thread."""
@@ -94,7 +110,7 @@ class TurnService:
     def _turn(self, request: Request) -> Task[Turn]:
         def begin(emit: Emit, cancelled: Event) -> Steps[Turn]:
             decoded = yield from self._decode(request, emit, cancelled)
-            return self._finish(decoded, cancelled)
+            return (yield from self._finish(decoded, cancelled))
 
         return Task(begin, _sessions(request), decodes=True)
 
@@ -102,14 +118,10 @@ class TurnService:
         return Task(lambda emit, cancelled: self._decode(request, emit, cancelled), _sessions(request), decodes=True)
 
     def _finishing(self, decoded: Decoded) -> Task[Turn]:
-        def begin(emit: Emit, cancelled: Event) -> Steps[Turn]:
-            return self._finish(decoded, cancelled)
-            yield  # never reached: it makes this a generator
-
-        return Task(begin, _sessions(decoded[0].request))
+        return Task(lambda _, cancelled: self._finish(decoded, cancelled), _sessions(decoded[0].request))
 
     def _absorbing(self, request: Request) -> Task[str]:
-        return _call(lambda: self._runner.absorb(request), _sessions(request))
+        return _work(lambda cancelled: self._runner.absorb(request, cancelled), _sessions(request))
 
     def _decode(self, request: Request, emit: Emit, cancelled: Event) -> Steps[Decoded]:
         if cancelled.is_set():
@@ -122,9 +134,9 @@ class TurnService:
                 raise cancelled_error()
             return prepared, lane, self._runner.reply(prepared, lane)
 
-    def _finish(self, decoded: Decoded, cancelled: Event) -> Turn:
+    def _finish(self, decoded: Decoded, cancelled: Event) -> Steps[Turn]:
         with _model_errors():
-            return self._runner.finish(*decoded, cancelled.is_set)
+            return (yield from self._runner.finish(*decoded, cancelled.is_set))
 
 
 def _sessions(request: Request) -> frozenset[str]:
@@ -132,15 +144,14 @@ def _sessions(request: Request) -> frozenset[str]:
     return frozenset([request.session] if request.session is not None and request.remembers else [])
 
 
-def _call(function: Callable[[], T], sessions: frozenset[str]) -> Task[T]:
+def _work(work: Callable[[Callable[[], bool]], Feeding[T]], sessions: frozenset[str]) -> Task[T]:
     """Work without a lane."""
 
-    def begin(emit: Emit, cancelled: Event) -> Steps[T]:
+    def begin(_: Emit, cancelled: Event) -> Steps[T]:
         if cancelled.is_set():
             raise cancelled_error()
         with _model_errors():
-            return function()
-        yield  # never reached: it makes this a generator
+            return (yield from work(cancelled.is_set))
 
     return Task(begin, sessions)
 

@@ -1,11 +1,11 @@
 """One turn as a transaction: prefill, decode, commit. Runs on the engine's model thread only."""
 
 import logging
-import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -16,11 +16,26 @@ from deltamem_agents.engine.planning import Plan, Planner
 from deltamem_agents.engine.prompts import PromptWriter, divided, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
 from deltamem_agents.errors import ConflictError, GenerationError, MessageError, SessionError, StoreError
-from deltamem_agents.generation import CallGate, Lane, Piece, Row, TextStream, constrain, feed, reply_grammar, rewound
+from deltamem_agents.generation import (
+    CallGate,
+    Lane,
+    Piece,
+    Row,
+    TextStream,
+    TokenLogprob,
+    constrain,
+    feed,
+    reply_grammar,
+    rewound,
+    scored,
+)
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Entry, Snapshot, StateStore
 
+T = TypeVar("T")
+Feeding = Generator[int, int | None, T]
+"""Work that feeds tokens: it yields how many there are, and is sent how many of them it may feed before it yields."""
 ATTEMPTS = 20
 _log = logging.getLogger(__name__)
 
@@ -55,6 +70,10 @@ class _Warm:
     head: str
     start: str | None
     row: Row
+
+
+def _never() -> bool:
+    return False
 
 
 def cancelled_error() -> GenerationError:
@@ -100,13 +119,8 @@ class TurnRunner:
         self.conflicts = 0  # commits that somebody else was faster than
         self._warm: OrderedDict[str, _Warm] = OrderedDict()
 
-    def prepare(
-        self, request: Request, cancelled: Callable[[], bool] = lambda: False
-    ) -> Generator[int, int | None, Prepared]:
-        """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning.
-
-        It yields how many tokens there are to feed, and is sent how many it may feed before it yields again.
-        """
+    def prepare(self, request: Request, cancelled: Callable[[], bool] = _never) -> Feeding[Prepared]:
+        """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning."""
         remembers = request.remembers
         plan = self.planner.session(request) if remembers else self.planner.stateless(request)
         rendered = self.writer.render(plan.shown, plan.spoken, write=remembers, tools=plan.tools, opened=True)
@@ -116,15 +130,10 @@ class TurnRunner:
             raise MessageError("the chat template makes an empty prompt of these messages: check the model's template")
         warm = self._take_warm(request, plan, ids[:-1])  # the last token is fed in any case, for its logits
         self.cold_replays += warm is None and plan.base is not None
-        row = warm.row if warm else Row(self._start_state(plan))
+        row = warm.row if warm else Row((yield from self._start_state(plan, cancelled)))
         cached = len(row.ids)
-        rest = remainder(rendered.pieces, cached)
-        while rest:
-            part = yield sum(len(piece.ids) for piece in rest)
-            if cancelled():
-                raise cancelled_error()
-            first, rest = divided(rest, part or 1)
-            row, logits = feed(self.model, row, first)
+        row, logits = yield from self._feed(row, remainder(rendered.pieces, cached), cancelled)
+        assert logits is not None
         return Prepared(request, plan, row, logits, rendered.opening, len(ids), cached, warm)
 
     def lane(self, prepared: Prepared, emit: Callable[[str], None], cancelled: Callable[[], bool]) -> Lane:
@@ -138,11 +147,22 @@ class TurnRunner:
         stream = TextStream(template.tokenizer, request.options.stop)
         grammar = reply_grammar(request.options.response_format, request.use, template.syntax)
         constraint = None if grammar is None else constrain(template.tokenizer, self.ends, grammar)
+        logprobs = list[TokenLogprob]()
+        if options.logprobs is not None:
+            emit = scored(emit, logprobs)
         if request.use.callable:
             prepared.gate = CallGate(template.syntax.trigger, emit)
             emit = prepared.gate.push
         return Lane(
-            prepared.row, prepared.logits, options, stream, write, emit, cancelled, constraint=constraint
+            prepared.row,
+            prepared.logits,
+            options,
+            stream,
+            write,
+            emit,
+            cancelled,
+            constraint=constraint,
+            logprobs=logprobs,
         )
 
     def reply(self, prepared: Prepared, lane: Lane) -> Message:
@@ -156,47 +176,60 @@ class TurnRunner:
         prepared.gate.finish(content)
         return Message(role="assistant", content=content, tool_calls=calls)
 
-    def finish(self, prepared: Prepared, lane: Lane, reply: Message, cancelled: Callable[[], bool]) -> Turn:
+    def finish(self, prepared: Prepared, lane: Lane, reply: Message, cancelled: Callable[[], bool]) -> Feeding[Turn]:
         """Commits a turn whose reply is complete; a cancelled one leaves the session as it was."""
         assert lane.finish_reason is not None
         request, plan = prepared.request, prepared.plan
-        snapshot = uuid.uuid4().hex if request.session is not None and request.memory == "read_write" else None
+        snapshot = request.snapshot if request.session is not None and request.memory == "read_write" else None
         reply = reply.model_copy(update={"id": snapshot, "snapshot": snapshot})
         if request.session is not None and snapshot is not None:
-            row = self._after_reply(plan, reply, lane.row)
+            row = yield from self._after_reply(plan, reply, lane.row, cancelled)
             if cancelled():
                 raise cancelled_error()
             try:
                 self._commit(request, plan, row.state, id=snapshot, reply=reply)
                 self._keep_warm(_Warm(request.session, snapshot, plan.window.start_id, row))
             except ConflictError:
-                self._commit_on_new_head(request, plan, id=snapshot, reply=reply)
+                yield from self._commit_on_new_head(request, plan, cancelled, id=snapshot, reply=reply)
         elif prepared.warm is not None:
             self._give_back(prepared.warm, lane.row)
         usage = Usage(prepared.prompt_tokens, len(lane.stream.ids), prepared.cached_tokens)
         logprobs = None if request.options.logprobs is None else tuple(lane.logprobs)
         return Turn(reply, usage, lane.finish_reason, snapshot, request.session, logprobs)
 
-    def absorb(self, request: Request) -> str:
+    def absorb(self, request: Request, cancelled: Callable[[], bool] = _never) -> Feeding[str]:
         """Writes messages into a session without a reply; gives the id of the snapshot that holds them."""
         assert request.session is not None
-        snapshot = uuid.uuid4().hex
+        snapshot = request.snapshot
         plan = self.planner.absorption(request)
         if (done := self._absorbed(request, plan)) is not None:
             return done
-        row = self._replay(plan, warm_for=request)
+        row = yield from self._replay(plan, cancelled, warm_for=request)
         try:
             self._commit(request, plan, row.state, id=snapshot)
             self._keep_warm(_Warm(request.session, snapshot, plan.window.start_id, row))
             return snapshot
         except ConflictError:
-            return self._commit_on_new_head(request, plan, id=snapshot)
+            return (yield from self._commit_on_new_head(request, plan, cancelled, id=snapshot))
 
     def drop_warm(self, session: str) -> None:
         """Lets go of a session's KV cache."""
         self._warm.pop(session, None)
 
-    def _start_state(self, plan: Plan) -> MemoryState:
+    def _feed(
+        self, row: Row, pieces: Sequence[Piece], cancelled: Callable[[], bool]
+    ) -> Feeding[tuple[Row, Tensor | None]]:
+        """The row after pieces, and the logits of the last token, if there is any."""
+        rest, logits = [piece for piece in pieces if piece.ids], None
+        while rest:
+            part = yield sum(len(piece.ids) for piece in rest)
+            if cancelled():
+                raise cancelled_error()
+            first, rest = divided(rest, part or 1)
+            row, logits = feed(self.model, row, first)
+        return row, logits
+
+    def _start_state(self, plan: Plan, cancelled: Callable[[], bool]) -> Feeding[MemoryState]:
         """The state before the prompt: at the window's start, and after the new messages that are not in the prompt."""
         if plan.window.start is None:
             state = self.model.zero_state()
@@ -207,11 +240,18 @@ class TurnRunner:
         for size in plan.groups[:-1]:
             group = plan.new[done : done + size]
             pieces = self.writer.render(plan.shown, group, write=True, tools=plan.tools).pieces
-            state = feed(self.model, Row(state), pieces)[0].state
+            state = (yield from self._feed(Row(state), pieces, cancelled))[0].state
             done += size
         return state
 
-    def _replay(self, plan: Plan, reply: Message | None = None, *, warm_for: Request | None = None) -> Row:
+    def _replay(
+        self,
+        plan: Plan,
+        cancelled: Callable[[], bool],
+        reply: Message | None = None,
+        *,
+        warm_for: Request | None = None,
+    ) -> Feeding[Row]:
         """Everything the plan's prompt says, fed from the window's start: what a turn's state is by definition.
 
         The KV cache of the session of `warm_for` goes on where it holds the beginning.
@@ -219,19 +259,17 @@ class TurnRunner:
         spoken = plan.spoken if reply is None else (*plan.spoken, reply)
         rendered = self.writer.render(plan.shown, spoken, write=True, tools=plan.tools)
         warm = self._take_warm(warm_for, plan, rendered.ids) if warm_for else None
-        row = warm.row if warm else Row(self._start_state(plan))
-        rest = remainder(rendered.pieces, len(row.ids))
-        return feed(self.model, row, rest)[0] if rest else row
+        row = warm.row if warm else Row((yield from self._start_state(plan, cancelled)))
+        return (yield from self._feed(row, remainder(rendered.pieces, len(row.ids)), cancelled))[0]
 
-    def _after_reply(self, plan: Plan, reply: Message, row: Row) -> Row:
+    def _after_reply(self, plan: Plan, reply: Message, row: Row, cancelled: Callable[[], bool]) -> Feeding[Row]:
         """The row with the whole reply in it, as a replay of the conversation would have it."""
         if not self.writer.writes(reply):
             return row  # the state does not depend on the reply's tokens
         rendered = self.writer.render(plan.shown, (*plan.spoken, reply), write=True, tools=plan.tools)
         if rendered.ids[: len(row.ids)] == row.ids and not any(p.spans for p in rendered.pieces):
-            rest = remainder(rendered.pieces, len(row.ids))
-            return feed(self.model, row, rest)[0] if rest else row
-        return self._replay(plan, reply)
+            return (yield from self._feed(row, remainder(rendered.pieces, len(row.ids)), cancelled))[0]
+        return (yield from self._replay(plan, cancelled, reply))
 
     def _commit(
         self, request: Request, plan: Plan, state: MemoryState, *, id: str, reply: Message | None = None
@@ -269,15 +307,18 @@ class TurnRunner:
         except (StoreError, SessionError) as error:
             _log.warning("old snapshots of session %r could not be pruned: %s", snapshot.session, error)
 
-    def _commit_on_new_head(self, request: Request, lost: Plan, *, id: str, reply: Message | None = None) -> str:
+    def _commit_on_new_head(
+        self, request: Request, lost: Plan, cancelled: Callable[[], bool], *, id: str, reply: Message | None = None
+    ) -> Feeding[str]:
         """After losing a race: replays what was said, reply included, on the new head, until it is in."""
         for _ in range(ATTEMPTS):
             self.conflicts += 1
             plan = self.planner.continuation(request, lost)
             if (done := self._absorbed(request, plan)) is not None:
                 return done
+            row = yield from self._replay(plan, cancelled, reply)
             try:
-                self._commit(request, plan, self._replay(plan, reply).state, id=id, reply=reply)
+                self._commit(request, plan, row.state, id=id, reply=reply)
                 return id
             except ConflictError as error:
                 conflict = error

@@ -9,6 +9,7 @@ from pydantic import BaseModel, JsonValue, TypeAdapter
 from deltamem_agents.backbone.tools import Tool, ToolLike
 from deltamem_agents.engine.inspection import MemoryView
 from deltamem_agents.engine.records import Recollection, Turn
+from deltamem_agents.generation import ScoredText, TokenLogprob
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.store import SessionInfo, Snapshot
 
@@ -18,6 +19,7 @@ SNAPSHOT = TypeAdapter(Snapshot)
 SNAPSHOTS = TypeAdapter(list[Snapshot])
 TURN = TypeAdapter(Turn)
 VIEW = TypeAdapter(MemoryView)
+LOGPROBS = TypeAdapter(tuple[TokenLogprob, ...])
 RECOLLECTIONS = TypeAdapter(list[Recollection])
 
 Renamed = Callable[[str], str]
@@ -38,6 +40,19 @@ def plain_turn(turn: Turn, shown: Renamed) -> dict[str, JsonValue]:
     """A turn."""
     named = replace(turn, session=None if turn.session is None else shown(turn.session))
     return cast("dict[str, JsonValue]", TURN.dump_python(named, mode="json"))
+
+
+def plain_text(text: str) -> dict[str, JsonValue]:
+    """A piece of a reply, with the log-probabilities of its tokens where it carries them."""
+    if not isinstance(text, ScoredText):
+        return {"text": text}
+    return {"text": str(text), "logprobs": LOGPROBS.dump_python(text.logprobs, mode="json")}
+
+
+def text_of(plain: Mapping[str, JsonValue]) -> str:
+    """What `plain_text` made plain."""
+    text = str(plain["text"])
+    return ScoredText(text, LOGPROBS.validate_python(plain["logprobs"])) if "logprobs" in plain else text
 
 
 def plain_view(view: MemoryView, shown: Renamed) -> dict[str, JsonValue]:

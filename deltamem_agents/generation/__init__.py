@@ -2,7 +2,7 @@
 
 from deltamem_agents.generation.constraints import Constraint, constrain, reply_grammar
 from deltamem_agents.generation.decode import Decoder, FinishReason, Lane, Sampler, TextStream, decode
-from deltamem_agents.generation.logprobs import TokenLogprob
+from deltamem_agents.generation.logprobs import ScoredText, TokenLogprob, scored
 from deltamem_agents.generation.options import GenerationOptions
 from deltamem_agents.generation.replies import CallGate
 from deltamem_agents.generation.rows import Batch, Piece, Row, can_batch, feed, rewound
@@ -18,6 +18,7 @@ __all__ = [
     "Piece",
     "Row",
     "Sampler",
+    "ScoredText",
     "TextStream",
     "TokenLogprob",
     "can_batch",
@@ -26,4 +27,5 @@ __all__ = [
     "feed",
     "reply_grammar",
     "rewound",
+    "scored",
 ]

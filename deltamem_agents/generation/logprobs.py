@@ -1,6 +1,8 @@
 """How probable a token was, and which others were."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +16,33 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[str, float], ...]
     """The most probable tokens at this place, as many as were asked for, the most probable first."""
+
+
+class ScoredText(str):
+    """A piece of a reply's text as it comes, with the log-probabilities of its tokens."""
+
+    logprobs: tuple[TokenLogprob, ...]
+
+    def __new__(cls, text: str, logprobs: Sequence[TokenLogprob]) -> Self:
+        """A text that carries them."""
+        made = super().__new__(cls, text)
+        made.logprobs = tuple(logprobs)
+        return made
+
+
+def scored(emit: Callable[[str], None], logprobs: Sequence[TokenLogprob]) -> Callable[[str], None]:
+    """Passes text on, each piece with what has been added to `logprobs` since the last one.
+
+    Tokens that no text is shown for, such as those of a stop string, go with the piece after them, if one comes.
+    """
+    told = 0
+
+    def pass_on(text: str) -> None:
+        nonlocal told
+        emit(ScoredText(text, logprobs[told:]))
+        told = len(logprobs)
+
+    return pass_on
 
 
 def token_logprob(tokenizer: PreTrainedTokenizerBase, logits: Tensor, token: int, *, top: int) -> TokenLogprob:

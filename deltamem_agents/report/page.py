@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deltamem_agents.engine.inspection import MemoryView, stored_view
 from deltamem_agents.engine.last_turn import LastTurn
+from deltamem_agents.engine.records import Recollection
 from deltamem_agents.errors import SessionNotFoundError
 from deltamem_agents.report.chart import HEIGHT, WIDTH, turn_chart
 from deltamem_agents.report.heat import NEGATIVE, POSITIVE, heat_map
@@ -59,13 +60,20 @@ class Sizes:
     threads: tuple[ThreadSize, ...]
 
 
-def session_page(store: StateStore, session: str, *, writes: Mapping[str, LastTurn] | None = None) -> str:
+def session_page(
+    store: StateStore,
+    session: str,
+    *,
+    writes: Mapping[str, LastTurn] | None = None,
+    answers: Sequence[Recollection] | None = None,
+) -> str:
     """A page of HTML that needs nothing else: states as heat maps, what each turn wrote, the log, and sizes.
 
     Args:
         store: where the session is.
         session: its name.
         writes: what turns wrote, by snapshot, from `recent_writes`; None: the page says how to get them.
+        answers: what its memory answers, from `engine.remembered`; None: the page says how to get them.
 
     Raises:
         SessionNotFoundError: there is no such session.
@@ -98,6 +106,7 @@ def session_page(store: StateStore, session: str, *, writes: Mapping[str, LastTu
         height=HEIGHT,
         new={change.turn.id: change.new for change in changes},
         writes=writes,
+        answers=answers,
         darkest=darkest((writes or {}).values()),
         gated=any(message.reads for last in (writes or {}).values() for message in last.messages),
         written=[(turn, writes[turn.id]) for turn in reversed(line) if turn.id in writes] if writes else [],

@@ -13,11 +13,12 @@ from starlette.types import ASGIApp
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.serve import chat, engine_calls, page, responses, sessions, snapshots, status
+from deltamem_agents.serve.config import PREVIOUS
 from deltamem_agents.serve.edge import Edge
 from deltamem_agents.serve.errors import ApiError, of_engine, of_validation
 from deltamem_agents.serve.logs import log
 from deltamem_agents.serve.page.sign_in import SignIns
-from deltamem_agents.serve.service import Service, the_namespace
+from deltamem_agents.serve.service import Service, the_namespace, the_service
 
 ROUTERS = (
     status.router,
@@ -32,7 +33,7 @@ ROUTERS = (
 
 def create_app(
     service: Service,
-    load: Callable[[], DeltaMemEngine],
+    load: Callable[[], DeltaMemEngine] | None = None,
     *,
     failed: Callable[[Exception], None] | None = None,
 ) -> ASGIApp:
@@ -40,11 +41,13 @@ def create_app(
 
     Args:
         service: names, limits and keys.
-        load: gives the engine, on a thread of its own; the app closes it in the end.
+        load: gives the engine, on a thread of its own; None: the service has it. The app closes it in the end.
         failed: told why the engine couldn't be loaded.
     """
 
     async def open_engine() -> None:
+        if load is None:
+            return
         try:
             service.open(await asyncio.to_thread(load))
         except Exception as error:
@@ -92,6 +95,9 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         error = ApiError(error.status_code, str(error.detail), code=codes.get(error.status_code, "bad_request"))
     elif isinstance(error, DeltaMemError):
         error = of_engine(error, hide=the_namespace(request).prefix)
+        previous = the_service(request).config.previous
+        if previous is not None and error.code == "fingerprint_mismatch":
+            error.headers[PREVIOUS] = previous
     assert isinstance(error, ApiError)
     request.state.log["error"] = error.code
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import cast
 
 from fastapi import APIRouter, Request
@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from deltamem_agents.engine import Turn
 from deltamem_agents.engine.options import TurnOptions
 from deltamem_agents.errors import DeltaMemError
+from deltamem_agents.generation import ScoredText, TokenLogprob
 from deltamem_agents.messages import MessageLike
 from deltamem_agents.serve.chat_schema import ChatRequest, SamplingFields
 from deltamem_agents.serve.errors import ApiError, of_engine
@@ -140,7 +141,7 @@ class _Completion:
         message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
             message["tool_calls"] = calls
-        choice = {"index": 0, "message": message, "logprobs": _logprobs(turn), "finish_reason": _reason(turn)}
+        choice = {"index": 0, "message": message, "logprobs": _logprobs(turn.logprobs), "finish_reason": _reason(turn)}
         return {
             **self._common,
             "object": "chat.completion",
@@ -154,17 +155,21 @@ class _Completion:
     ) -> AsyncGenerator[str, None]:
         """The answer as it comes."""
         yield self._chunk({"role": "assistant", "content": ""})
+        told = 0  # log-probabilities
         try:
             async for item in items:
                 if isinstance(item, str):
-                    yield self._chunk({"content": item})
+                    logprobs = item.logprobs if isinstance(item, ScoredText) else ()
+                    told += len(logprobs)
+                    yield self._chunk({"content": item}, logprobs=_logprobs(logprobs or None))
                     continue
                 request.state.log |= usage_fields(item)
                 calls = [{"index": number, **call} for number, call in enumerate(_calls(item))]
                 if calls:
                     yield self._chunk({"tool_calls": calls})
                 metadata = self._metadata(item)
-                yield self._chunk({}, reason=_reason(item), logprobs=_logprobs(item), metadata=metadata)
+                rest = _logprobs((item.logprobs or ())[told:] or None)  # of what was not shown
+                yield self._chunk({}, reason=_reason(item), logprobs=rest, metadata=metadata)
                 if self._body.stream_options is not None and self._body.stream_options.include_usage:
                     yield event(
                         {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": _usage(item)}
@@ -210,16 +215,15 @@ def _usage(turn: Turn) -> dict[str, object]:
     }
 
 
-def _logprobs(turn: Turn) -> dict[str, object] | None:
-    if turn.logprobs is None:
-        return None
-    return {
-        "content": [
-            {**_token(one.token, one.logprob), "top_logprobs": [_token(*other) for other in one.top]}
-            for one in turn.logprobs
-        ],
-        "refusal": None,
-    }
+def _logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, object] | None:
+    return None if logprobs is None else {"content": plain_logprobs(logprobs), "refusal": None}
+
+
+def plain_logprobs(logprobs: Sequence[TokenLogprob]) -> list[dict[str, object]]:
+    """Log-probabilities in the shape of OpenAI's API."""
+    return [
+        {**_token(one.token, one.logprob), "top_logprobs": [_token(*other) for other in one.top]} for one in logprobs
+    ]
 
 
 def _token(text: str, logprob: float) -> dict[str, object]:

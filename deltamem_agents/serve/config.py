@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+PREVIOUS = "x-previous-application"
+"""The header of a refusal that says which application has the memory's adapter."""
+
 
 class ServeConfig(BaseModel):
     """Names and limits of a server."""
@@ -23,9 +26,11 @@ class ServeConfig(BaseModel):
     max_import_bytes: int = Field(default=256 * 2**20, ge=1)
     """The largest export that is taken in."""
     body_timeout: float = Field(default=30.0, gt=0)
-    """How many seconds a client may take to send a body."""
+    """How many seconds a client may take to send the headers of a request, and then to send its body."""
     max_messages: int = Field(default=4096, ge=1)
     """The most messages of a request."""
+    previous: str | None = Field(default=None, pattern=r"^/[A-Za-z0-9._/-]*[A-Za-z0-9]$")
+    """The path of the application that memories of another adapter are left to until they are rebuilt: on Ray only."""
     local_only: bool = False
     """Whether requests must name this machine as their host, as when no keys are asked for: a page on the web that a
     browser here shows can then not speak to the server."""

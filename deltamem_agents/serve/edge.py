@@ -1,7 +1,6 @@
 """What happens to a request before the app sees it: its id, its host, the size and the time of its body, its log."""
 
 import asyncio
-import json
 import re
 import time
 import uuid
@@ -12,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltamem_agents.serve.config import ServeConfig
-from deltamem_agents.serve.errors import ApiError
+from deltamem_agents.serve.errors import ApiError, send_error
 from deltamem_agents.serve.logs import log
 from deltamem_agents.serve.metrics import Metrics
 
@@ -49,6 +48,7 @@ class Edge:
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         fields: dict[str, object] = {"request_id": request_id, "method": scope["method"]}
         scope = {**scope, "path": scope["raw_path"].decode("ascii"), "state": {**scope.get("state", {}), "log": fields}}
+        in_app = scope["path"].removeprefix(scope.get("root_path", ""))
         started, status = time.monotonic(), GONE
 
         async def answer(message: Message) -> None:
@@ -61,7 +61,7 @@ class Edge:
         try:
             try:
                 self._check_host(headers)
-                inner = receive if _IMPORT.fullmatch(scope["path"]) else await self._read(headers, receive)
+                inner = receive if _IMPORT.fullmatch(in_app) else await self._read(headers, receive)
             except ApiError as error:
                 await send_error(answer, error)
             else:
@@ -122,12 +122,3 @@ class _ClientGoneError(Exception):
 def too_large(most: int) -> ApiError:
     """A body over its limit."""
     return ApiError(413, f"the body is larger than {most} bytes: send less", code="body_too_large")
-
-
-async def send_error(send: Send, error: ApiError) -> None:
-    """Answers with an error, outside of any app."""
-    body = json.dumps(error.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in (headers | error.headers).items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})

@@ -10,16 +10,19 @@ from starlette.responses import JSONResponse, Response
 
 from deltamem_agents.engine import Turn
 from deltamem_agents.engine.options import TurnOptions
-from deltamem_agents.engine.wire import plain_turn
+from deltamem_agents.engine.wire import plain_text, plain_turn
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.messages import MessageLike
 from deltamem_agents.serve.chat import check_messages, event, stream_error, usage_fields
 from deltamem_agents.serve.chat_schema import Strict
+from deltamem_agents.serve.errors import ApiError
 from deltamem_agents.serve.keys import Namespace
 from deltamem_agents.serve.service import TheNamespace, TheService
 from deltamem_agents.serve.turns import EventStream, begun, turn_items, whole_turn
 
 router = APIRouter(tags=["engine"])
+_ARGUMENTS = {"self", "messages", "snapshot"}
+"""What `astream` takes beside options."""
 
 
 class TurnRequest(Strict):
@@ -43,6 +46,8 @@ async def turns(body: TurnRequest, request: Request, service: TheService, namesp
     """A turn, by the keywords of the engine. A stream is events of `{"text": …}`, then `{"turn": …}` or an error."""
     check_messages(service, len(body.messages))
     options = dict(body.options)
+    if given := sorted(options.keys() & _ARGUMENTS):
+        raise ApiError(400, f"{given[0]!r} is no option of a turn: leave it out", code="invalid_value", param=given[0])
     session = options.get("session")
     if session is not None:
         options["session"] = namespace.stored(cast("str", session))
@@ -73,7 +78,7 @@ async def _events(
     try:
         async for item in items:
             if isinstance(item, str):
-                yield event({"text": item})
+                yield event(plain_text(item))
             else:
                 request.state.log |= usage_fields(item)
                 yield event({"turn": plain_turn(item, namespace.shown)})

@@ -1,9 +1,11 @@
 """Errors as OpenAI's API shapes them: a status, and a body that says what, where and why."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
 from pydantic_core import ErrorDetails
+from starlette.types import Send
 
 from deltamem_agents.errors import (
     ConfigError,
@@ -120,3 +122,12 @@ def _path(parts: Sequence[int | str]) -> str | None:
         elif re.fullmatch(r"[a-z_]+", part) and part not in ("str", "list", "dict", "int", "float", "bool"):
             text += f".{part}" if text else part
     return text or None
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    """Answers with an error, outside of any app."""
+    body = json.dumps(error.body).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in (headers | error.headers).items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -132,7 +132,7 @@ class _EngineFigures:
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > COUNTED_EVERY:
             try:
-                self._counted = now, len(self._engine.store.sessions())
+                self._counted = now, self._engine.store.count()
             except StoreError:  # the other figures are wanted all the more
                 return None
         return self._counted[1]

@@ -13,9 +13,18 @@ from starlette.responses import JSONResponse, Response
 
 from deltamem_agents.engine import Engine, Turn
 from deltamem_agents.engine.options import TurnOptions
+from deltamem_agents.engine.records import new_id
 from deltamem_agents.errors import StoreError
+from deltamem_agents.generation import ScoredText
 from deltamem_agents.messages import MessageLike
-from deltamem_agents.serve.chat import check_messages, event, sampling_options, stream_error, usage_fields
+from deltamem_agents.serve.chat import (
+    check_messages,
+    event,
+    plain_logprobs,
+    sampling_options,
+    stream_error,
+    usage_fields,
+)
 from deltamem_agents.serve.errors import ApiError
 from deltamem_agents.serve.keys import Namespace
 from deltamem_agents.serve.responses_schema import ResponsesRequest
@@ -45,8 +54,8 @@ async def responses(body: ResponsesRequest, request: Request, service: TheServic
         response_format=body.text.format.plain if body.text is not None and body.text.format is not None else None,
         logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
     )
-    items = turn_items(service, cast("list[MessageLike]", messages), options)
     made = _Response(of, body)
+    items = turn_items(service, cast("list[MessageLike]", messages), options, snapshot=made.snapshot)
     if not body.stream:
         turn = await whole_turn(request, items)
         request.state.log |= usage_fields(turn)
@@ -93,6 +102,7 @@ class _Response:
     def __init__(self, of: Whose, body: ResponsesRequest) -> None:
         self._of, self._body, self._created = of, body, int(time.time())
         self._message_id = f"msg_{uuid.uuid4().hex}"
+        self.snapshot = new_id()  # of the turn, where it is kept: the response's id is known before
         self._number = 0
 
     def whole(self, turn: Turn) -> dict[str, object]:
@@ -100,7 +110,6 @@ class _Response:
         cut = turn.finish_reason == "length"
         usage = turn.usage
         return self._body_of(
-            id=PREFIX + (turn.snapshot or uuid.uuid4().hex),
             status="incomplete" if cut else "completed",
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             output=self._output(turn),
@@ -118,7 +127,7 @@ class _Response:
         self, items: AsyncIterator[str | Turn], request: Request, namespace: Namespace
     ) -> AsyncGenerator[str, None]:
         """Everything that OpenAI's API says while a response is made."""
-        begun = self._body_of(id=PREFIX + "pending", status="in_progress", output=[], usage=None)
+        begun = self._body_of(status="in_progress", output=[], usage=None)
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
         text = ""
@@ -129,7 +138,8 @@ class _Response:
                         for opened in self._opened():
                             yield opened
                     text += item
-                    yield self._event("response.output_text.delta", **self._place(), delta=item, logprobs=[])
+                    logprobs = plain_logprobs(item.logprobs if isinstance(item, ScoredText) else ())
+                    yield self._event("response.output_text.delta", **self._place(), delta=item, logprobs=logprobs)
                     continue
                 request.state.log |= usage_fields(item)
                 whole = self.whole(item)
@@ -146,6 +156,7 @@ class _Response:
         body = self._body
         kept = {"session": self._of.session, "snapshot": snapshot}
         return {
+            "id": PREFIX + self.snapshot,
             "object": "response",
             "created_at": self._created,
             "model": body.model,
@@ -170,18 +181,7 @@ class _Response:
     def _output(self, turn: Turn) -> list[dict[str, object]]:
         output = []
         if turn.reply.content or not turn.reply.tool_calls:
-            logprobs = [
-                {
-                    "token": one.token,
-                    "logprob": one.logprob,
-                    "bytes": list(one.token.encode()),
-                    "top_logprobs": [
-                        {"token": token, "logprob": logprob, "bytes": list(token.encode())}
-                        for token, logprob in one.top
-                    ],
-                }
-                for one in turn.logprobs or ()
-            ]
+            logprobs = plain_logprobs(turn.logprobs or ())
             status = "incomplete" if turn.finish_reason == "length" else "completed"
             output.append(self._message(status, [_text(turn.reply.content, logprobs)]))
         for call in turn.reply.tool_calls:

@@ -16,6 +16,7 @@ from deltamem_agents.serve.app import create_app
 from deltamem_agents.serve.config import ServeConfig
 from deltamem_agents.serve.keys import Keys
 from deltamem_agents.serve.logs import log, log_to_stderr
+from deltamem_agents.serve.patience import headers_within
 from deltamem_agents.serve.service import Service
 
 LAST_SECONDS = 2
@@ -80,6 +81,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                http=headers_within(service.config.body_timeout),
                 timeout_graceful_shutdown=LAST_SECONDS,
             )
         )

@@ -22,9 +22,15 @@ GONE = ApiError(499, "the client went away: the session is as it was before", co
 
 
 async def turn_items(
-    service: Service, messages: Sequence[MessageLike], options: TurnOptions
+    service: Service, messages: Sequence[MessageLike], options: TurnOptions, *, snapshot: str | None = None
 ) -> AsyncGenerator[str | Turn, None]:
     """A reply's text as it comes, then the turn; closing it early leaves the session as it was.
+
+    Args:
+        service: whose engine replies.
+        messages: as in `EngineCalls.generate`.
+        options: as well.
+        snapshot: the id that the turn's snapshot is to have; None: any.
 
     Raises:
         ApiError: the options are bad, too many calls wait, or the server isn't ready.
@@ -34,7 +40,7 @@ async def turn_items(
     with service.gate.call():
         started = last = time.monotonic()
         try:
-            items = cast("AsyncGenerator[str | Turn, None]", engine.astream(messages, **options))
+            items = cast("AsyncGenerator[str | Turn, None]", engine.astream(messages, snapshot=snapshot, **options))
         except DeltaMemError as error:
             raise of_options(error) from error
         first = True

@@ -38,6 +38,10 @@ class StateStore(Protocol):
         """
         ...
 
+    def count(self, *, prefix: str = "") -> int:
+        """Counts the sessions whose names start with `prefix`."""
+        return len(self.sessions(prefix=prefix))
+
     def snapshot(self, id: str) -> Snapshot:
         """Loads a snapshot with its state and entries.
 

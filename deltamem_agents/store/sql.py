@@ -82,6 +82,11 @@ class SQLStore(StateStore):
             page = page.where(sessions.c.name > after)
         return [to_info(row) for row in self._database.read(lambda connection: connection.execute(page).all())]
 
+    def count(self, *, prefix: str = "") -> int:
+        """Counts sessions; see `StateStore.count`."""
+        number = select(func.count()).select_from(sessions).where(*starting_with(prefix))
+        return self._database.read(lambda connection: connection.scalar(number) or 0)
+
     def snapshot(self, id: str) -> Snapshot:
         """Loads a snapshot; see `StateStore.snapshot`."""
         return self._database.read(lambda connection: load(connection, id))

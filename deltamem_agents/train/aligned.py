@@ -22,8 +22,9 @@ from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.messages import Message
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
-from deltamem_agents.train.features import Features, TokenRow, message_tokens
+from deltamem_agents.train.features import AT_ONCE, Features, TokenRow, layer_groups, message_tokens
 from deltamem_agents.train.fits import constant, separator, shared_directions, token_code
+from deltamem_agents.train.runlog import Progress
 
 FACTS = 1000
 KEY_DIRECTIONS, CODE_DIRECTIONS = 2, 12
@@ -41,8 +42,25 @@ UNKNOWN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
+class PairRows:
+    """Token rows of statements, and of questions with their answers, and where their values stand."""
+
+    statements: tuple[TokenRow, ...]
+    answers: tuple[TokenRow, ...]
+    told: tuple[range, ...]
+    """The value's tokens in each statement."""
+    asked: tuple[range, ...]
+    """The positions in each answer that predict them."""
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all."""
+        return sum(map(len, (*self.statements, *self.answers)))
+
+
+@dataclass(frozen=True, slots=True)
 class Pairs:
-    """Tokens of values as they are told, and the positions that have to predict them."""
+    """Tokens of values as they are told, and the positions that have to predict them, in some of the layers."""
 
     told: Tensor
     """[N, layers, H], in half precision."""
@@ -72,6 +90,7 @@ def align_heads(
     strength: float,
     facts: int = FACTS,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> None:
     """Gives state heads their aligned weights, in place; the others keep theirs.
 
@@ -84,19 +103,25 @@ def align_heads(
             stream there; in the first half, where keys agree less, it is a tenth of it.
         facts: how many facts the weights are fitted to.
         seed: draws facts, and what each head sees of keys and codes.
+        progress: told how many texts are read, and then how many layers are fitted.
 
     Raises:
         TrainingError: the tokenizer writes too few values in questions and statements alike.
     """
-    pairs = value_pairs(model, template, data, facts, random.Random(f"align {seed}"))
+    rows = value_rows(template, data, facts, random.Random(f"align {seed}"))
     lengths = _residual_lengths(model, template)
     embedding = model.backbone.get_output_embeddings().weight.float()  # type: ignore[no-untyped-call]
-    targets = torch.nn.functional.normalize(embedding[pairs.tokens], dim=-1)
     generator = torch.Generator().manual_seed(seed)
     layers = list(model.adapter.layers.values())
-    for number, layer in enumerate(layers):
-        late = strength if number >= len(layers) // 2 - 1 else strength / 10
-        _align_layer(layer, pairs, number, targets, list(heads), late * lengths[number], generator)
+    for group in layer_groups(model, rows.tokens):
+        pairs = value_pairs(model, rows, group, progress)
+        targets = torch.nn.functional.normalize(embedding[pairs.tokens], dim=-1)
+        for number in group:
+            late = strength if number >= len(layers) // 2 - 1 else strength / 10
+            length = late * lengths[number]
+            _align_layer(layers[number], pairs, number - group.start, targets, list(heads), length, generator)
+            if progress is not None:
+                progress(number + 1, len(layers))
 
 
 def _align_layer(
@@ -170,13 +195,10 @@ def _align_read_gate(layer: DeltaMemLayer, pairs: Pairs, number: int, heads: lis
     layer.read_gate_bias[heads] -= (strength * same).to(layer.read_gate_bias.dtype)
 
 
-def value_pairs(
-    model: DeltaMemModel, template: ChatTemplate, data: TrainingData, facts: int, rng: random.Random
-) -> Pairs:
-    """Features of values as they are told, and as they are asked for, from facts in the phrasings of training.
+def value_rows(template: ChatTemplate, data: TrainingData, facts: int, rng: random.Random) -> PairRows:
+    """Facts as they are told, and as they are asked for, in the phrasings of training.
 
     Args:
-        model: its backbone computes them.
         template: renders facts and questions.
         data: makes them.
         facts: how many; those whose value the tokenizer writes differently in statement and answer are left out.
@@ -186,9 +208,7 @@ def value_pairs(
         TrainingError: hardly any are left.
     """
     mix = EpisodeMix(open_share=0.85, made_up=0.35, capitals=0.5, people=0.1, other_talk=1)
-    statements: list[TokenRow] = []
-    answers: list[TokenRow] = []
-    places: list[tuple[range, range]] = []
+    found: list[tuple[TokenRow, TokenRow, range, range]] = []
     for _ in range(facts):
         episode = data.generate(mix, rng, split="train")
         fact = next(m for n, m in enumerate(episode.earlier) if n not in episode.talk)
@@ -197,33 +217,41 @@ def value_pairs(
         question = (*message_tokens(template, episode.prompt[-1]), *template.generation_prompt(episode.prompt))
         reply = (*question, *template.tokenizer.encode(episode.answer, add_special_tokens=False))
         told, asked = _find(said, value), _find(reply, value, after=len(question))
-        if told is not None and asked is not None:
-            statements.append(said)
-            answers.append(reply)
-            places.append((told, range(asked.start - 1, asked.stop - 1)))  # a position predicts the next token
-    if len(places) < facts // 4:
+        if told is not None and asked is not None:  # a position predicts the next token
+            found.append((said, reply, told, range(asked.start - 1, asked.stop - 1)))
+    if len(found) < facts // 4:
         raise TrainingError(
-            f"only {len(places)} of {facts} facts have their value in the same tokens in statement and answer: this "
+            f"only {len(found)} of {facts} facts have their value in the same tokens in statement and answer: this "
             "tokenizer cannot be aligned; set align to 0 in the recipe"
         )
-    features = Features(model)
-    said_features = features.of(statements)
-    told_features = [f[list(told)] for f, (told, _) in zip(said_features, places, strict=True)]
-    before_features = [f[[n - 1 for n in told]] for f, (told, _) in zip(said_features, places, strict=True)]
-    reply_features = features.of(answers)
-    asked_features = [f[list(asked)] for f, (_, asked) in zip(reply_features, places, strict=True)]
-    is_asked = [n in asked for row, (_, asked) in zip(answers, places, strict=True) for n in range(len(row))]
-    is_value = [n in told for row, (told, _) in zip(statements, places, strict=True) for n in range(len(row))]
-    tokens = [row[n] for row, (told, _) in zip(statements, places, strict=True) for n in told]
-    device = model.device
+    return PairRows(*zip(*found, strict=True))
+
+
+def value_pairs(
+    model: DeltaMemModel, rows: PairRows, layers: range, progress: Progress | None = None
+) -> Pairs:
+    """Features of values as they are told, and as they are asked for.
+
+    Args:
+        model: its backbone computes them.
+        rows: the facts.
+        layers: which of the adapter's layers.
+        progress: told how many texts of a kind are read.
+    """
+    features, device = Features(model, layers=layers, budget=AT_ONCE, progress=progress), model.device
+    said, replies = features.of(rows.statements), features.of(rows.answers)
+    is_value = [n in told for row, told in zip(rows.statements, rows.told, strict=True) for n in range(len(row))]
+    is_asked = [n in asked for row, asked in zip(rows.answers, rows.asked, strict=True) for n in range(len(row))]
     return Pairs(
-        told=torch.cat(told_features),
-        before=torch.cat(before_features),
-        asked=torch.cat(asked_features),
-        tokens=torch.tensor(tokens, device=device),
-        others=torch.cat(said_features),
+        told=torch.cat([f[list(told)] for f, told in zip(said, rows.told, strict=True)]),
+        before=torch.cat([f[[n - 1 for n in told]] for f, told in zip(said, rows.told, strict=True)]),
+        asked=torch.cat([f[list(asked)] for f, asked in zip(replies, rows.asked, strict=True)]),
+        tokens=torch.tensor(
+            [row[n] for row, told in zip(rows.statements, rows.told, strict=True) for n in told], device=device
+        ),
+        others=torch.cat(said),
         is_value=torch.tensor(is_value, device=device),
-        replies=torch.cat(reply_features),
+        replies=torch.cat(replies),
         is_asked=torch.tensor(is_asked, device=device),
     )
 

@@ -12,11 +12,15 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.adapter.attach import find_attention
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.messages import Message
+from deltamem_agents.train.runlog import Progress
 
 PADDED_TOKENS = 8192
 """At most so many tokens, padding included, go through the backbone at once."""
 WASTE = 1.25
 """Rows are forwarded together while padding them adds no more than a quarter."""
+
+AT_ONCE = 4_000_000_000
+"""Bytes of features that are fitted to at once; those of more layers are computed in several passes."""
 
 TokenRow = tuple[int, ...]
 
@@ -47,15 +51,25 @@ class Features:
 
     Args:
         model: its backbone computes them, for the layers of its adapter.
+        layers: which of the adapter's layers; None: all.
         budget: bytes of kept features; 0 keeps none. What is kept is in half precision, on first use already. Kept
             features don't depend on who else was in the batch, so a resumed run is the same to tolerance only.
+        progress: told how many rows of how many are computed.
     """
 
-    def __init__(self, model: DeltaMemModel, *, budget: int = 0) -> None:
+    def __init__(
+        self,
+        model: DeltaMemModel,
+        *,
+        layers: range | None = None,
+        budget: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
         sites = find_attention(model.backbone)
         self.model = model
-        self.modules = [sites[path].module for path in model.adapter.paths]
-        self.budget = budget
+        paths = list(model.adapter.paths)
+        self.modules = [sites[path].module for path in (paths if layers is None else paths[layers.start : layers.stop])]
+        self.budget, self.progress = budget, progress
         self.bytes = 0
         self._kept: OrderedDict[TokenRow, Tensor] = OrderedDict()
 
@@ -104,7 +118,22 @@ class Features:
                 )
             for place, i in enumerate(group):
                 done[i] = torch.stack([x[place, : len(rows[i])][keep[i]] for x in inputs], 1)
+            if self.progress is not None:
+                self.progress(len(done), len(rows))
         return [done[i] for i in range(len(rows))]
+
+
+def layer_groups(model: DeltaMemModel, tokens: int) -> list[range]:
+    """The adapter's layers in groups whose kept features, and these once more while they are put together, fit.
+
+    Args:
+        model: whose features they are.
+        tokens: how many.
+    """
+    layers = list(model.adapter.layers.values())
+    each = 2 * tokens * layers[0].shape.hidden * 2
+    size = max(1, AT_ONCE // max(1, each))
+    return [range(start, min(start + size, len(layers))) for start in range(0, len(layers), size)]
 
 
 def buckets(lengths: Sequence[int]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.train.aligned import FACTS
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import Episode
-from deltamem_agents.train.features import message_tokens
+from deltamem_agents.train.features import AT_ONCE, message_tokens
 from deltamem_agents.train.recipe import Recipe
 
 UNRELATED_TOKENS = 160
@@ -102,6 +102,7 @@ def footprint(
     lengths = longest(recipe, template, data)
     reading, writing = _kept_by_one_layer(config, dtype, recipe.adapter)
     written = lengths.written * layers * (hidden + writing)
+    one = 2 * lengths.pairs * text.hidden_size * 2  # a layer's features in half precision, twice while put together
     at_once = lengths.answers * (2 if recipe.losses.margin or recipe.losses.distillation else 1)
     return Footprint(
         weights=_weights(whole, recipe, config),
@@ -109,7 +110,7 @@ def footprint(
         kept=int(lengths.read * layers * reading + written),
         replayed=int(lengths.read * (layers * hidden + reading) + written),
         predictions=at_once * vocabulary * (dtype.itemsize + 3 * 4),
-        aligning=2 * lengths.pairs * layers * hidden if recipe.align else 0,
+        aligning=max(one, min(one * layers, AT_ONCE)) if recipe.align else 0,
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,19 +16,21 @@ from deltamem_agents.backbone.load import tokenizer_fingerprint
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.messages import Message
 from deltamem_agents.train.answers import answer_rows
+from deltamem_agents.train.runlog import Progress
 
 ROWS = 32
 """How many texts are generated together."""
 VERSION = 1
 """Raise it whenever the same prompts and settings give other texts."""
-Progress = Callable[[int, int], None]
-"""Called with how many texts are there, and how many there will be."""
+
+Prompt = tuple[Message, ...]
+"""A conversation that ends with the user; empty: nothing, so that the backbone says what a user would."""
 
 
 def generate(
     model: DeltaMemModel,
     template: ChatTemplate,
-    prompts: Sequence[str | None],
+    prompts: Sequence[Prompt],
     *,
     length: int,
     seed: int | None = None,
@@ -40,7 +42,7 @@ def generate(
     Args:
         model: the model; its memory is not used.
         template: renders the prompts.
-        prompts: what the user says; None: nothing, so that the backbone says what a user would.
+        prompts: all conversations, or all empty.
         length: tokens a text at most.
         seed: of sampling; None: greedy.
         cache_dir: where texts are kept; default: the user's cache.
@@ -48,7 +50,7 @@ def generate(
     """
     if not prompts:
         return []
-    settings = [VERSION, _identity(model, template), list(prompts), length, seed]
+    settings = [VERSION, _identity(model, template), [_named(p) for p in prompts], length, seed]
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     folder = user_cache_path("deltamem-agents") if cache_dir is None else cache_dir
     file = folder / "generated" / f"{name}.json"
@@ -60,6 +62,13 @@ def generate(
     elif progress:
         progress(len(found), len(found))
     return found
+
+
+def _named(prompt: Prompt) -> str | list[tuple[str, str]] | None:
+    """A prompt in a cache's name."""
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return [(message.role, message.content) for message in prompt] or None
 
 
 def _identity(model: DeltaMemModel, template: ChatTemplate) -> str:
@@ -93,14 +102,14 @@ def _write(file: Path, texts: Sequence[str]) -> None:
 def _generate(
     model: DeltaMemModel,
     template: ChatTemplate,
-    prompts: Sequence[str | None],
+    prompts: Sequence[Prompt],
     *,
     length: int,
     seed: int | None,
     progress: Progress | None,
 ) -> list[str]:
     """Texts, prompts of about one length together."""
-    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n] or ""))
+    order = sorted(range(len(prompts)), key=lambda n: sum(len(message.content) for message in prompts[n]))
     found: dict[int, str] = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed or 0)
@@ -116,14 +125,12 @@ def _generate(
     return [found[n] for n in range(len(prompts))]
 
 
-def _rows(model: DeltaMemModel, template: ChatTemplate, prompts: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of prompts that all are messages, or all nothing."""
-    said = [prompt for prompt in prompts if prompt is not None]
-    if len(said) < len(prompts):
-        assert not said
+def _rows(model: DeltaMemModel, template: ChatTemplate, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of prompts that all are conversations, or all empty."""
+    if not any(prompts):
         ids = torch.tensor([_opening(template)] * len(prompts), device=model.device)
         return ids, torch.ones_like(ids)
-    batch = answer_rows(template, [[Message(role="user", content=text)] for text in said], [""] * len(said), roles=())
+    batch = answer_rows(template, prompts, [""] * len(prompts), roles=())
     batch = batch.to(model.device)
     return batch.ids[:, :-1], batch.mask[:, :-1]  # without the end of the empty answer
 

@@ -5,6 +5,8 @@ import sys
 
 import torch
 
+from deltamem_agents.backbone.dtypes import computes_bfloat16
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """glibc's names for mallopt."""
 
@@ -13,12 +15,7 @@ def training_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type of a recipe's `dtype`: "auto" is bfloat16 where the device computes in it, else float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu":
-        has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if has_it else torch.float32
-    return torch.float32
+    return torch.bfloat16 if computes_bfloat16(device) else torch.float32
 
 
 def keep_freed_memory() -> bool:

@@ -23,7 +23,6 @@ from deltamem_agents.train.answers import (
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import Episode
 from deltamem_agents.train.features import Features
-from deltamem_agents.train.generated import Progress
 from deltamem_agents.train.losses import (
     IGNORED,
     answer_cross_entropy,
@@ -35,6 +34,7 @@ from deltamem_agents.train.losses import (
     plain_divergence,
 )
 from deltamem_agents.train.recipe import Recipe
+from deltamem_agents.train.runlog import Progress
 from deltamem_agents.train.unrelated import Unrelated, beginning, plain_prose, plain_replies
 from deltamem_agents.train.writing import Written, write_memories
 
@@ -203,7 +203,7 @@ class Objective:
 
     def _plain_rows(self, unrelated: Sequence[Unrelated]) -> AnswerRows:
         template, roles = self.template, self.model.adapter.config.absorb_roles
-        replies, prompts = [u.reply for u in unrelated], [[u.prompt] for u in unrelated if u.prompt is not None]
+        replies, prompts = [u.reply for u in unrelated], [u.prompt for u in unrelated if u.prompt]
         return answer_rows(template, prompts, replies, roles=roles) if prompts else prose_rows(template, replies)
 
     def _plain_predictions(self, unrelated: Unrelated) -> Tensor:
@@ -222,7 +222,7 @@ class Objective:
                 prose = plain_prose(model, template, count=PASSAGES, seed=seed, length=64, progress=progress)
             long = prose[: len(prose) // 2]
             prompts = plain_replies(model, template, self.data, prose=long, seed=seed, progress=progress)
-            passages = [Unrelated(None, beginning(template.tokenizer, text, PASSAGE)) for text in prose]
+            passages = [Unrelated((), beginning(template.tokenizer, text, PASSAGE)) for text in prose]
             self._unrelated = {False: prompts, True: passages or prompts}
         return self._unrelated
 

@@ -8,14 +8,16 @@ statements about somebody from talk, so a linear map can do it at once.
 import random
 
 import torch
+from torch import Tensor
 
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.messages import Message
 from deltamem_agents.train.agents import tool_turn
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
-from deltamem_agents.train.features import Features, message_tokens
+from deltamem_agents.train.features import AT_ONCE, Features, layer_groups, message_tokens
 from deltamem_agents.train.fits import regression
 
 MESSAGES = 1200
@@ -45,18 +47,23 @@ def quieten_gates(
     rng = random.Random(f"quiet {seed}")
     told, talk = told_messages(data, messages, rng), talk_messages(data, messages, rng)
     rows = [message_tokens(template, message) for message in (*told, *talk)]
-    features = torch.cat(Features(model).of(rows))  # [M, layers, H]
     tells = torch.cat([torch.full((len(row),), n < len(told)) for n, row in enumerate(rows)]).to(model.device)
-    for number, layer in enumerate(model.adapter.layers.values()):
-        x = features[:, number].float()
-        weights = regression(x, amount * tells.float())
-        shift = (x[tells] @ weights).mean()
-        config, start = layer.config, layer.block["beta"].start
-        signs = torch.ones(len(layer.gate_bias), device=model.device)
-        if not config.couple_lambda:
-            signs[config.gates :] = -1
-        layer.in_proj[start:] += torch.outer(signs, weights).to(layer.in_proj.dtype)
-        layer.gate_bias.sub_((signs * shift).to(layer.gate_bias.dtype))
+    layers = list(model.adapter.layers.values())
+    for group in layer_groups(model, len(tells)):
+        features = torch.cat(Features(model, layers=group, budget=AT_ONCE).of(rows))  # [M, layers of the group, H]
+        for number in group:
+            _quieten_layer(layers[number], features[:, number - group.start].float(), tells, amount)
+
+
+def _quieten_layer(layer: DeltaMemLayer, x: Tensor, tells: Tensor, amount: float) -> None:
+    weights = regression(x, amount * tells.float())
+    shift = (x[tells] @ weights).mean()
+    config, start = layer.config, layer.block["beta"].start
+    signs = torch.ones(len(layer.gate_bias), device=x.device)
+    if not config.couple_lambda:
+        signs[config.gates :] = -1
+    layer.in_proj[start:] += torch.outer(signs, weights).to(layer.in_proj.dtype)
+    layer.gate_bias.sub_((signs * shift).to(layer.gate_bias.dtype))
 
 
 def told_messages(data: TrainingData, count: int, rng: random.Random) -> list[Message]:

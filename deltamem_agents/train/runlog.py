@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from deltamem_agents.errors import TrainingError
 
 Record = dict[str, float]
 """Figures of one step, by name."""
+Progress = Callable[[int, int], None]
+"""Called with how much of what takes a while is done, and how much there is."""
 
 
 class RunLog:

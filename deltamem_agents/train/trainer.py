@@ -25,11 +25,10 @@ from deltamem_agents.train.checkpoint import Checkpoint, Reached, initial_adapte
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episode import write_episodes
 from deltamem_agents.train.facts import Values, training_vocabulary
-from deltamem_agents.train.generated import Progress
 from deltamem_agents.train.objective import Batch, Objective
 from deltamem_agents.train.quiet import quieten_gates
 from deltamem_agents.train.recipe import Recipe
-from deltamem_agents.train.runlog import Record, RunLog
+from deltamem_agents.train.runlog import Progress, Record, RunLog
 from deltamem_agents.train.scoring import reply_scores
 
 
@@ -42,6 +41,7 @@ class Trainer:
         tokenizer: its tokenizer.
         output: folder for checkpoint, log and adapter; a run in it is resumed, also from its adapter alone.
         accelerator: of this process; None makes one.
+        progress: told how far heads are aligned, which takes minutes on a CPU.
 
     Raises:
         TrainingError: the recipe's data is missing or malformed, or a checkpoint in `output` is damaged.
@@ -57,6 +57,7 @@ class Trainer:
         output: Path,
         *,
         accelerator: Accelerator | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.recipe, self.output = recipe, output
         self.accelerator = accelerator or Accelerator()
@@ -73,7 +74,7 @@ class Trainer:
         adapter, fresh = initial_adapter(known, backbone)
         self.model = DeltaMemModel(backbone, adapter.to(self.accelerator.device))
         if not (output / "checkpoint.pt").exists():
-            self._fit_beginning(template, data, fresh, quiet=recipe.quiet if left is None else 0.0)
+            self._fit_beginning(template, data, fresh, quiet=recipe.quiet if left is None else 0.0, progress=progress)
         self.objective = Objective(recipe, self.model, tokenizer, data)
         o = recipe.optimiser
         self.optimizer = torch.optim.AdamW(
@@ -156,11 +157,15 @@ class Trainer:
         self.figures = figures
         return dict(figures)
 
-    def _fit_beginning(self, template: ChatTemplate, data: TrainingData, fresh: range, *, quiet: float) -> None:
+    def _fit_beginning(
+        self, template: ChatTemplate, data: TrainingData, fresh: range, *, quiet: float, progress: Progress | None
+    ) -> None:
         """What a run begins with that is fitted to the backbone, not learnt."""
         recipe = self.recipe
         if recipe.align and fresh:
-            align_heads(self.model, template, data, heads=fresh, strength=recipe.align, seed=recipe.seed)
+            align_heads(
+                self.model, template, data, heads=fresh, strength=recipe.align, seed=recipe.seed, progress=progress
+            )
         if quiet:
             quieten_gates(self.model, template, data, amount=quiet, seed=recipe.seed)
         for parameter in self.model.adapter.parameters():  # fits are the same on other processes to rounding only

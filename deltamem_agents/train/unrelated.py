@@ -17,8 +17,9 @@ from deltamem_agents.train.attributes import Split
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
 from deltamem_agents.train.facts import holds_held_out_word
-from deltamem_agents.train.generated import Progress, generate
+from deltamem_agents.train.generated import Prompt, generate
 from deltamem_agents.train.phrases import phrases
+from deltamem_agents.train.runlog import Progress
 
 TOLD = EpisodeMix(open_share=0.3, dates=0.2, people=0.2, inside=0.2, paired=0.2)
 """How the statements are drawn that a reply of the plain backbone follows."""
@@ -28,8 +29,8 @@ TOLD = EpisodeMix(open_share=0.3, dates=0.2, people=0.2, inside=0.2, paired=0.2)
 class Unrelated:
     """A prompt that has nothing to do with the memory, and the plain backbone's greedy reply, or its beginning."""
 
-    prompt: Message | None
-    """None: the reply is prose, read by itself, without the chat template."""
+    prompt: Prompt
+    """Empty: the reply is prose, read by itself, without the chat template."""
     reply: str
 
 
@@ -48,7 +49,8 @@ def plain_replies(
     """The plain backbone's greedy replies: a third to general questions, a third to statements and small talk.
 
     The last third are requests to tools, and prompts that the backbone makes up itself, some of them with a passage of
-    prose before them, as a long prompt would.
+    prose before them, as a long prompt would. A quarter as many again come after questions about the user and their
+    right answers, as they do in a chat that shows its last messages.
 
     Args:
         model: the model; its memory is not used.
@@ -56,7 +58,7 @@ def plain_replies(
         data: makes the statements.
         prose: passages for long prompts.
         seed: draws the prompts.
-        count: how many replies at most.
+        count: how many replies at most, without those in a chat.
         length: tokens a reply.
         cache_dir: where what is generated is kept; default: the user's cache.
         progress: told how many replies are there.
@@ -70,13 +72,29 @@ def plain_replies(
     wanted = [tool_turn(rng, "train")[0].content for _ in range(third // 4)]
     own = own_prompts(model, template, count=third // 2, seed=seed, cache_dir=cache_dir, progress=progress)
     long = [f"{text}\n\n{ask}" for text, ask in zip(prose, own[::-1], strict=False)][: third // 4]
-    prompts = list(dict.fromkeys((*asked, *talk, *told, *wanted, *own, *long)))
-    replies = generate(model, template, prompts, length=length, cache_dir=cache_dir, progress=progress)
+    alone: list[Prompt] = [
+        (Message(role="user", content=text),) for text in dict.fromkeys((*asked, *talk, *told, *wanted, *own, *long))
+    ]
+    last = (*asked, *talk, *told)
+    chats = [_in_a_chat(data, rng.choice(last), rng) for _ in range(count // 4)]
+    replies: list[str] = []
+    for prompts in (alone, chats):
+        replies += generate(model, template, prompts, length=length, cache_dir=cache_dir, progress=progress)
     return [
-        Unrelated(Message(role="user", content=text), kept)
-        for text, reply in zip(prompts, replies, strict=True)
+        Unrelated(prompt, kept)
+        for prompt, reply in zip((*alone, *chats), replies, strict=True)
         if (kept := _trainable(reply))
     ]
+
+
+def _in_a_chat(data: TrainingData, text: str, rng: random.Random) -> Prompt:
+    """A user's message after one or two questions about the user, each with its answer."""
+    earlier: list[Message] = []
+    for _ in range(rng.randint(1, 2)):
+        episode = data.generate(TOLD, rng, split="train")
+        earlier.append(Message(role="user", content=episode.question))
+        earlier.append(Message(role="assistant", content=episode.answer))
+    return (*earlier, Message(role="user", content=text))
 
 
 def general_questions(split: Split) -> list[str]:
@@ -106,7 +124,8 @@ def plain_prose(
         progress: told how many passages are there.
     """
     own = own_prompts(model, template, count=count, seed=seed, cache_dir=cache_dir, progress=progress)
-    replies = generate(model, template, own, length=length, seed=seed, cache_dir=cache_dir, progress=progress)
+    asked = [(Message(role="user", content=text),) for text in own]
+    replies = generate(model, template, asked, length=length, seed=seed, cache_dir=cache_dir, progress=progress)
     sentences = (re.split(r"(?<=[.!?\n])\s+", reply) for reply in replies)
     passages = (" ".join(s for s in parts if not holds_held_out_word(s)).strip() for parts in sentences)
     return [text for text in passages if len(template.tokenizer.encode(text, add_special_tokens=False)) > 1]
@@ -133,9 +152,7 @@ def own_prompts(
         cache_dir: where what is generated is kept; default: the user's cache.
         progress: told how many messages are there.
     """
-    found = generate(
-        model, template, [None] * count, length=length, seed=seed, cache_dir=cache_dir, progress=progress
-    )
+    found = generate(model, template, [()] * count, length=length, seed=seed, cache_dir=cache_dir, progress=progress)
     return [text for text in map(str.strip, found) if text and not holds_held_out_word(text)]
 
 

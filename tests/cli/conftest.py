@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
-from deltamem_agents import DeltaMemEngine
+from deltamem_agents import DeltaMemEngine, SQLStore
 from deltamem_agents.cli import app
 from tests.builders import adapted, tiny
 
@@ -75,3 +75,33 @@ def saved(folders: Path, tmp_path: Path) -> Saved:
 def engine(saved: Saved) -> Iterator[DeltaMemEngine]:
     with saved.engine() as opened:
         yield opened
+
+
+@pytest.fixture
+def filled(saved: Saved, engine: DeltaMemEngine) -> Saved:
+    """A store with a session of two turns and an absorbed message, and one of one turn."""
+    engine.generate([{"role": "user", "content": "My dog is called Rex."}], session="alice", max_new_tokens=4)
+    engine.generate(
+        [{"role": "user", "content": "I [bold]love[/bold] him."}], session="alice", thread="phone", max_new_tokens=4
+    )
+    engine.absorb([{"role": "tool", "content": "Rex was fed."}], session="alice")
+    engine.generate([{"role": "user", "content": "Hello."}], session="bob", max_new_tokens=4)
+    return saved
+
+
+def ids_of(saved: Saved, name: str = "alice") -> list[str]:
+    with SQLStore(saved.store) as store:
+        return [snapshot.id for snapshot in store.log(name)]
+
+
+def turns_of(saved: Saved, name: str) -> int:
+    with SQLStore(saved.store) as store:
+        info = store.session(name)
+        assert info is not None
+        return info.turns
+
+
+def row(output: str, word: str) -> str:
+    """The one line that says this."""
+    (line,) = (line for line in output.splitlines() if word in line)
+    return line

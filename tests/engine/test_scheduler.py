@@ -22,7 +22,7 @@ SESSIONS = ["alice", "bob", "carol"]
 
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler]:
-    made = Scheduler(Decoder(model_for(), [2]), max_batch=2)
+    made = Scheduler(Decoder(model_for(), [2]), max_batch=2, prefill_chunk=8)
     yield made
     made.close()
 
@@ -65,7 +65,7 @@ def job(task: Task[int]) -> "Job[int]":
 def test_work_on_a_session_is_done_one_after_the_other_in_the_order_of_the_calls(
     plan: list[tuple[frozenset[str], int]],
 ) -> None:
-    scheduler, diary = Scheduler(Decoder(model_for(), [2]), max_batch=2), Diary()
+    scheduler, diary = Scheduler(Decoder(model_for(), [2]), max_batch=2, prefill_chunk=8), Diary()
     jobs = [job(diary.task(number, *what)) for number, what in enumerate(plan)]
     scheduler.submit(*jobs)
     scheduler.close()
@@ -89,6 +89,30 @@ def test_what_waits_for_a_session_lets_others_pass(scheduler: Scheduler) -> None
     assert diary.between("end", 3, "end", 0)
     assert diary.between("end", 4, "end", 0)
     assert diary.notes[-4:] == [("begin", 1), ("end", 1), ("begin", 2), ("end", 2)]
+
+
+def test_work_without_a_lane_takes_no_room_from_lanes_and_lets_them_pass(scheduler: Scheduler) -> None:
+    """More of it than may decode is under way, and fed in parts."""
+    diary, fed = Diary(), list[int]()
+    decoding = job(diary.task(3, frozenset(), 2))
+
+    def feeding(number: int) -> Task[int]:
+        def begin(emit: Emit, cancelled: threading.Event) -> Steps[int]:
+            for left in range(40, 0, -8):
+                fed.append((yield left) or 0)
+                if len(fed) == 1:  # all three are under way
+                    scheduler.submit(decoding)
+            diary.notes.append(("end", number))
+            return number
+
+        return Task(begin)
+
+    jobs = [job(feeding(number)) for number in range(3)]
+    scheduler.submit(*jobs)
+    assert decoding.future.result(60) == 3
+    wait([j.future for j in jobs])
+    assert diary.between("end", 3, "end", 0)
+    assert fed == [8] * 15
 
 
 def test_what_nobody_waits_for_any_more_never_begins(scheduler: Scheduler) -> None:

@@ -1,5 +1,6 @@
-"""Processes die at any moment; conversations don't. On the bundled model, by SIGKILL."""
+"""Processes die at any moment; conversations don't. On the bundled model, by SIGKILL, in SQLite and in PostgreSQL."""
 
+import itertools
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from deltamem_agents import MemoryState, Snapshot, SQLStore
+from tests.postgresql import Server
 from tests.proofs.talker import SESSION, Task
 
 pytestmark = [
@@ -91,7 +93,9 @@ class Reference:
     """An uninterrupted conversation, and a store in which only its first turn has happened."""
 
     recent: int
-    begun: Path
+    begun: str
+    copy: Callable[[str], str]
+    """Copies a store."""
     history: list[dict[str, str]]
     """Of the first turn."""
     line: list[Snapshot] = field(default_factory=list)
@@ -100,10 +104,10 @@ class Reference:
     commit: float = 0.0
     """Seconds of a commit, the median."""
 
-    def task(self, store: Path, history: list[dict[str, str]], *, linger: bool = False) -> Task:
+    def task(self, store: str, history: list[dict[str, str]], *, linger: bool = False) -> Task:
         """The rest of the conversation, for a caller who has seen this much of it."""
         said = SAID[len(history) // 2 :]
-        return Task(store=str(store), recent_messages=self.recent, history=history, said=said, linger=linger)
+        return Task(store=store, recent_messages=self.recent, history=history, said=said, linger=linger)
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +117,33 @@ def talkers() -> Iterator[Talkers]:
     talkers.close()
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def stores(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Callable[[], str], Callable[[str], str]]:
+    """What makes a store, and what copies one."""
+    if request.param == "sqlite":
+        folder, numbers = tmp_path_factory.mktemp("stores"), itertools.count()
+
+        def fresh() -> str:
+            return str(folder / f"{next(numbers)}.db")
+
+        return fresh, lambda store: str(shutil.copy(store, fresh()))
+
+    server: Server = request.getfixturevalue("postgresql")
+    return server.fresh, lambda store: server.url(server.database(template=store.rpartition("/")[2]))
+
+
 @pytest.fixture(scope="module")
-def references(talkers: Talkers, tmp_path_factory: pytest.TempPathFactory) -> list[Reference]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    return [uninterrupted(talkers, folder, recent) for recent in RECENT]
+def references(talkers: Talkers, stores: tuple[Callable[[], str], Callable[[str], str]]) -> list[Reference]:
+    return [uninterrupted(talkers, *stores, recent) for recent in RECENT]
 
 
-def uninterrupted(talkers: Talkers, folder: Path, recent: int) -> Reference:
-    begun, whole = folder / f"begun-{recent}.db", folder / f"whole-{recent}.db"
-    first = Task(store=str(begun), recent_messages=recent, history=[], said=SAID[:1], linger=False)
-    reference = Reference(recent, begun, [SAID[0], *replies(talkers.talk(first))])
-    shutil.copy(begun, whole)
+def uninterrupted(talkers: Talkers, fresh: Callable[[], str], copy: Callable[[str], str], recent: int) -> Reference:
+    begun = fresh()
+    first = Task(store=begun, recent_messages=recent, history=[], said=SAID[:1], linger=False)
+    reference = Reference(recent, begun, copy, [SAID[0], *replies(talkers.talk(first))])
+    whole = copy(begun)
     notes = talkers.talk(reference.task(whole, reference.history))
     assert len(replies(notes)) == len(SAID) - 1
     times = {what: [n["at"] for n in notes if n["what"] == what] for what in PHASES}
@@ -144,13 +164,15 @@ def replies(notes: list[Note]) -> list[dict[str, str]]:
     return [n["reply"] for n in notes if n["what"] == "reply"]
 
 
-def line_of(path: Path) -> list[Snapshot]:
+def line_of(path: str) -> list[Snapshot]:
     """The session's line, with states, from a store that must open and be sound."""
     with SQLStore(path) as store:
         info = store.session(SESSION)
         assert info is not None
         assert info.head is not None
         line = [store.snapshot(s.id) for s in store.line(info.head)]
+    if "://" in path:
+        return line
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -171,9 +193,9 @@ def check_line(line: list[Snapshot], reference: Reference) -> None:
         assert (states[0] - states[1]).norm() <= 1e-3 * states[1].norm()
 
 
-def killed(talkers: Talkers, reference: Reference, store: Path, kill_after: tuple[str, int, float]) -> list[Note]:
+def killed(talkers: Talkers, reference: Reference, kill_after: tuple[str, int, float]) -> list[Note]:
     """Kills a conversation, looks at what is left, and lets another process end it."""
-    shutil.copy(reference.begun, store)
+    store = reference.copy(reference.begun)
     notes = talkers.talk(reference.task(store, reference.history, linger=True), kill_after=kill_after)
     history = list(reference.history)
     for said, reply in zip(SAID[1:], replies(notes), strict=False):
@@ -197,7 +219,7 @@ def report(title: str, phases: Counter[str], capsys: pytest.CaptureFixture[str])
 
 
 def test_fifty_kills_at_uniform_moments(
-    talkers: Talkers, references: list[Reference], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    talkers: Talkers, references: list[Reference], capsys: pytest.CaptureFixture[str]
 ) -> None:
     moments = random.Random(SEED)
     phases: Counter[str] = Counter()
@@ -205,7 +227,7 @@ def test_fifty_kills_at_uniform_moments(
     while phases.total() < KILLS:
         reference = references[phases.total() % len(references)]
         moment = ("turn", 1, moments.uniform(0, reference.seconds))
-        notes = killed(talkers, reference, tmp_path / f"{phases.total()}-{late}.db", moment)
+        notes = killed(talkers, reference, moment)
         if len(replies(notes)) == len(SAID) - 1:  # it was over: the machine is faster than it was
             late += 1
             reference.seconds = length(notes)
@@ -219,7 +241,7 @@ def test_fifty_kills_at_uniform_moments(
 
 
 def test_kills_aimed_at_the_commit(
-    talkers: Talkers, references: list[Reference], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    talkers: Talkers, references: list[Reference], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A commit takes some thousandths of a turn: uniform moments hardly ever meet one."""
     moments = random.Random(SEED)
@@ -227,7 +249,7 @@ def test_kills_aimed_at_the_commit(
     for number in range(AIMED):
         reference = references[number % len(references)]
         aim = ("commit", moments.randint(1, len(SAID) - 1), moments.uniform(0, 1.2 * reference.commit))
-        notes = killed(talkers, reference, tmp_path / f"{number}.db", aim)
+        notes = killed(talkers, reference, aim)
         landed = " (landed)" if notes[-1]["landed"] else ""
         phases[PHASES[notes[-1]["what"]] + landed] += 1
     commit = 1000 * statistics.median(r.commit for r in references)

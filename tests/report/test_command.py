@@ -1,5 +1,6 @@
 """`deltamem sessions report`: the page as a file, without a model unless writes are asked for."""
 
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,23 @@ def test_with_writes_it_shows_the_last_turns_word_by_word(filled: Saved, engine:
     assert Path("page.html").read_text(encoding="utf-8") == session_page(engine.store, "team/alice", writes=writes)
 
 
+def test_asked_it_shows_what_the_memory_answers(filled: Saved, engine: DeltaMemEngine) -> None:
+    where = ["--model", str(filled.model), "--adapter", str(filled.adapter)]
+    before = engine.info("team/alice")
+
+    result = filled.sessions("report", "team/alice", "--ask", "--output", "page.html", *where)
+
+    assert result.exit_code == 0, result.output
+    answers = engine.remembered("team/alice")
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page == session_page(engine.store, "team/alice", answers=answers)
+    assert all(f"<dt>{escape(answer.question)}</dt>" in page for answer in answers)
+    assert engine.info("team/alice") == before
+
+
 def test_an_empty_session_needs_no_model_even_for_writes(filled: Saved, engine: DeltaMemEngine) -> None:
     engine.session("team/alice").rollback(turns=2)
-    result = filled.sessions("report", "team/alice", "--writes", "--model", "nowhere")
+    result = filled.sessions("report", "team/alice", "--writes", "--ask", "--model", "nowhere")
     assert result.exit_code == 0, result.output
 
 

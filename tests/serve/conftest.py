@@ -15,6 +15,7 @@ from openai import OpenAI
 from deltamem_agents import DeltaMemEngine
 from deltamem_agents.serve import ServeConfig, create_app
 from deltamem_agents.serve.keys import Keys
+from deltamem_agents.serve.patience import headers_within
 from deltamem_agents.serve.service import Service
 from deltamem_agents.store import open_store
 from tests.chat import byte_tokenizer
@@ -47,7 +48,8 @@ Serve = Callable[..., Running]
 def serving(engine: DeltaMemEngine, service: Service) -> Iterator[Running]:
     """Serves an engine from a thread; the server closes it in the end."""
     app = create_app(service, lambda: engine)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
+    http = headers_within(service.config.body_timeout)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5, http=http))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not (server.started and service.ready):

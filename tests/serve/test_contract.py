@@ -29,6 +29,7 @@ from deltamem_agents import (
     Turn,
     export_session,
 )
+from deltamem_agents.generation import ScoredText
 from tests.chat import byte_tokenizer
 from tests.engine.conftest import model_for
 from tests.serve.conftest import KEYS, Running, Serve
@@ -112,6 +113,10 @@ def test_tools_formats_logprobs_and_modes(engine: Engine) -> None:
     assert set(held.reply.content) <= set("ab")
     assert held.logprobs is not None
     assert len(held.logprobs[0].top) == 2
+    *texts, turn = engine.stream([user("x")], logprobs=1, max_new_tokens=4)
+    assert isinstance(turn, Turn)
+    assert [len(text.logprobs[0].top) for text in texts if isinstance(text, ScoredText)] == [1] * len(texts)
+    assert tuple(one for text in texts if isinstance(text, ScoredText) for one in text.logprobs) == turn.logprobs
     engine.generate([user("x")], session="s", memory="read", max_new_tokens=2)
     assert engine.sessions() == []
 

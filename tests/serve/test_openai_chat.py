@@ -135,6 +135,22 @@ def test_logprobs_are_the_models(server: Running) -> None:
     assert "".join(token.token for token in content) == reply.choices[0].message.content
 
 
+@pytest.mark.parametrize("stop", [None, "##"])
+def test_logprobs_come_with_the_text_they_are_of(server: Running, stop: str | None) -> None:
+    ask = {"model": MODEL, "messages": [user("hi")], "logprobs": True, "top_logprobs": 2, "max_tokens": 6, "stop": stop}
+    whole = server.openai().chat.completions.create(**ask)  # type: ignore[call-overload]
+    chunks = list(server.openai().chat.completions.create(**ask, stream=True))  # type: ignore[call-overload]
+    scored = [(chunk.choices[0].delta.content, chunk.choices[0].logprobs) for chunk in chunks]
+    pieces = [(text, logprobs.content) for text, logprobs in scored if text]
+    assert len(pieces) > 1
+    for text, tokens in pieces:
+        assert "".join(token.token for token in tokens) == text
+    told = [token for _, logprobs in scored if logprobs for token in logprobs.content]
+    expected = whole.choices[0].logprobs.content
+    assert [(t.token, len(t.top_logprobs)) for t in told] == [(t.token, 2) for t in expected]
+    assert [t.logprob for t in told] == pytest.approx([t.logprob for t in expected], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("extra", "param"),
     [

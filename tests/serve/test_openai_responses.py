@@ -71,8 +71,10 @@ def test_unknown_and_foreign_ids_are_not_found(serve: Serve) -> None:
 def test_events_come_in_order_and_add_up(server: Running) -> None:
     client = server.openai()
     with client.responses.stream(model=MODEL, input="hi", conversation="alice") as stream:
-        kinds = [event.type for event in stream]
-        whole = stream.get_final_response() if kinds[-1] == "response.completed" else None
+        events = list(stream)
+    kinds = [event.type for event in events]
+    responses = [event.response for event in events if hasattr(event, "response")]
+    assert [response.id for response in responses] == [f"resp_{server.engine.info('alice').head}"] * 3
     assert kinds[:4] == [
         "response.created",
         "response.in_progress",
@@ -81,8 +83,19 @@ def test_events_come_in_order_and_add_up(server: Running) -> None:
     ]
     assert kinds[-4:-1] == ["response.output_text.done", "response.content_part.done", "response.output_item.done"]
     assert kinds[-1] in ("response.completed", "response.incomplete")
-    assert whole is None or whole.output_text
+    assert responses[-1].output_text
     assert server.engine.info("alice").turns == 1
+
+
+def test_logprobs_come_with_their_deltas(server: Running) -> None:
+    made = server.openai().responses.create(
+        model=MODEL, input="hi", include=["message.output_text.logprobs"], max_output_tokens=5, stream=True
+    )
+    events = list(made)
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [token.token for delta in deltas for token in delta.logprobs] == [token.token for token in done.logprobs]
+    assert ["".join(token.token for token in delta.logprobs) for delta in deltas] == [delta.delta for delta in deltas]
 
 
 def test_functions_are_called_and_answered(server: Running) -> None:

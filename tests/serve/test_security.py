@@ -4,6 +4,7 @@ import json
 import socket
 import sqlite3
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,77 @@ def test_a_slow_body_is_given_up(serve: Serve) -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.parametrize(
+    ("begins", "status"),
+    [
+        (b"", b""),  # as browsers do, in case they need it
+        (b"GET /hea", b"HTTP/1.1 408"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: a", b"HTTP/1.1 408"),
+    ],
+)
+def test_slow_headers_are_given_up(serve: Serve, begins: bytes, status: bytes) -> None:
+    server = serve(body_timeout=0.5)
+    started = time.monotonic()
+    answer = raw(server, begins)
+    assert answer.startswith(status)
+    assert b'"code": "timeout"' in answer or not answer
+    assert 0.4 < time.monotonic() - started < 15
+
+
+def test_clients_that_send_a_byte_now_and_then_hold_nobody_up(serve: Serve) -> None:
+    server = serve(body_timeout=0.5)
+    host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack, server.client() as client:
+        slow = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(50)]
+        for number, connection in enumerate(slow):
+            connection.setblocking(False)
+            answered = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" if number % 2 else b""
+            connection.sendall(answered + b"GET /health HTTP/1.1\r\nX-Slow: ")
+        assert client.post(CHAT_PATH, json=CHAT).status_code == 200
+        end = time.monotonic() + 20
+        while slow and time.monotonic() < end:
+            time.sleep(0.05)
+            slow = [connection for connection in slow if _still_open(connection)]
+        assert not slow
+        assert client.get("/health").status_code == 200
+
+
+def _still_open(connection: socket.socket) -> bool:
+    """Whether one more byte can be sent, and the end of what comes back isn't there."""
+    try:
+        connection.sendall(b"a")
+        while connection.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def test_a_client_that_reads_nothing_holds_nobody_up(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({**CHAT, "max_tokens": 400, "stream": True}).encode()
+    head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port))) as connection, server.client() as client:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert client.post(CHAT_PATH, json={**CHAT, "user": "bob"}).status_code == 200
+        end = time.monotonic() + 60
+        while not server.engine.sessions(prefix="alice") and time.monotonic() < end:
+            time.sleep(0.05)
+    assert server.engine.info("alice").turns == 1
+
+
+@pytest.mark.parametrize("name", ["messages", "snapshot", "self", "order", "key"])
+def test_options_reach_no_other_argument(server: Running, name: str) -> None:
+    body = {"messages": [user("hi")], "options": {"session": "alice", name: "0" * 32}}
+    with server.client() as client:
+        answer = client.post("/v1/turns", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    assert server.engine.sessions() == []
+
+
 def test_a_body_cut_off_changes_nothing(server: Running) -> None:
     body = json.dumps(CHAT).encode()
     host, port = server.url.removeprefix("http://").split(":")
@@ -154,6 +226,38 @@ def test_pages_of_others_cannot_reach_a_server_without_keys(serve: Serve, header
     server = serve(local_only=True)
     with server.client() as client:
         assert client.get("/v1/sessions", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alice:diary",
+        "../alice:diary",
+        "alice%3Adiary",
+        "%61lice:diary",
+        "bob:../alice:diary",
+        "alice\uff1adiary",  # a colon that is none
+        "\uff41lice:diary",
+        "alice\u0000:diary",
+        "alice:diary\u200b",
+        "*",
+        "' or 1=1 --",
+        "%",
+    ],
+)
+def test_no_name_reaches_into_anothers_namespace(serve: Serve, name: str) -> None:
+    server = serve(keys=KEYS)
+    with server.client("key-of-alice") as alice, server.client("key-of-bob-1") as bob:
+        alice.post(CHAT_PATH, json={**CHAT, "user": "diary"})
+        before = server.engine.log("alice:diary")
+        for field in ("session_id", "user", "conversation", "prompt_cache_key"):
+            body = {"model": MODEL, "messages": [user("hi")], "max_tokens": 1, field: name}
+            assert bob.post(CHAT_PATH, json=body).status_code in (200, 400)
+        for kept in bob.get("/v1/sessions", params={"prefix": name}).json().get("data", []):
+            assert kept["name"] == name
+    assert server.engine.log("alice:diary") == before
+    assert {info.name.partition(":")[0] for info in server.engine.sessions()} <= {"alice", "bob"}
+    assert len(server.engine.sessions(prefix="alice:")) == 1
 
 
 def test_ten_thousand_sessions_are_listed_in_pages(serve: Serve, tmp_path: Path) -> None:

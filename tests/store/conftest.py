@@ -4,6 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -83,3 +84,20 @@ def open_kind(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
     server: Server = request.getfixturevalue("postgresql")
     port = request.getfixturevalue("pgbouncer") if request.param == "pgbouncer" else None
     return SQLStore(server.url(server.database(), port=port))
+
+
+def grow(store: StateStore, child: Child, name: str, turns: int, *, parent: Snapshot | None = None) -> list[Snapshot]:
+    """Commits turns of two messages each."""
+    line: list[Snapshot] = []
+    for _ in range(turns):
+        start = parent.messages if parent else 0
+        turn = child(parent, name, f"{name} says {start}", f"reply {start + 1}")
+        info = store.session(name)
+        store.commit(name, turn, expected=info.head if info else None)
+        line.append(turn)
+        parent = turn
+    return line
+
+
+def bare(snapshots: list[Snapshot]) -> list[Snapshot]:
+    return [replace(snapshot, state=b"") for snapshot in snapshots]

@@ -1,7 +1,6 @@
-"""The contract of `StateStore`, once for every implementation."""
+"""The contract of `StateStore`, once for every implementation: commits and lines, racing and closing."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -9,35 +8,14 @@ from pathlib import Path
 import pytest
 
 import deltamem_agents.store as package
-from deltamem_agents.errors import ConflictError, SessionError, SessionNotFoundError, StoreError
+from deltamem_agents.errors import ConflictError, SessionError, StoreError
 from deltamem_agents.store import MemoryStore, Snapshot, SQLStore, StateStore, open_store
-
-Child = Callable[..., Snapshot]
-
-
-def grow(store: StateStore, child: Child, name: str, turns: int, *, parent: Snapshot | None = None) -> list[Snapshot]:
-    """Commits turns of two messages each."""
-    line: list[Snapshot] = []
-    for _ in range(turns):
-        start = parent.messages if parent else 0
-        turn = child(parent, name, f"{name} says {start}", f"reply {start + 1}")
-        info = store.session(name)
-        store.commit(name, turn, expected=info.head if info else None)
-        line.append(turn)
-        parent = turn
-    return line
-
-
-def bare(snapshots: list[Snapshot]) -> list[Snapshot]:
-    return [replace(snapshot, state=b"") for snapshot in snapshots]
+from tests.store.conftest import Child, bare, grow
 
 
 def test_exports_are_sorted_and_importable() -> None:
     assert package.__all__ == sorted(package.__all__)
     assert all(hasattr(package, name) for name in package.__all__)
-
-
-# Commits and reads
 
 
 def test_a_commit_is_read_back_as_it_was(store: StateStore, child: Child) -> None:
@@ -124,6 +102,8 @@ def test_sessions_come_in_pages_by_name(store: StateStore, child: Child) -> None
     for prefix in ("b\ud7ff", "b\U0010ffff", "\U0010ffff", "nobody"):
         found = [info.name for info in store.sessions(prefix=prefix)]
         assert found == sorted(name for name in names if name.startswith(prefix))
+        assert store.count(prefix=prefix) == len(found)
+    assert store.count() == len(store.sessions())
     for limit in (0, -1):
         with pytest.raises(SessionError, match=f"limit is {limit}: expected at least 1"):
             store.sessions(limit=limit)
@@ -202,9 +182,6 @@ def test_a_session_deleted_between_read_and_commit(store: StateStore, child: Chi
     assert store.sessions() == []
 
 
-# Adding lines
-
-
 def test_add_line(store: StateStore, child: Child) -> None:
     first = child(None, "alice", "x", turn=7, messages=20, thread_messages=9, thread_tokens=99)
     second = child(first, "alice", "y", thread="t")
@@ -246,300 +223,6 @@ def test_add_line_is_all_or_nothing(store: StateStore, child: Child) -> None:
     assert store.log("alice") == bare([old])
     store.add_line("alice", [first, second, third], expected=old.id)
     assert store.line(third.id) == bare([old, first, second, third])
-
-
-# Threads, messages, keys and the log
-
-
-def test_thread_lists_the_newest_turns_that_hold_so_many_messages(store: StateStore, child: Child) -> None:
-    sizes = [("a", 2), ("b", 2), ("a", 1), ("b", 1), ("a", 0), ("a", 3), ("b", 2), ("a", 0)]
-    line: list[Snapshot] = []
-    last: dict[str, Snapshot] = {}
-    for thread, size in sizes:
-        parent = line[-1] if line else None
-        turn = child(parent, "alice", *"xyz"[:size], thread=thread, before=last.get(thread))
-        store.commit("alice", turn, expected=parent.id if parent else None)
-        line.append(turn)
-        last[thread] = turn
-    a, b, head = [line[i] for i in (0, 2, 4, 5, 7)], [line[i] for i in (1, 3, 6)], line[-1].id
-    for wanted, expected in {0: [], 1: a[3:], 3: a[3:], 4: a[1:], 5: a, 99: a}.items():
-        assert store.thread(head, "a", last=wanted) == bare(expected)
-    for wanted, expected in {-1: [], 1: b[2:], 2: b[2:], 3: b[1:], 4: b, 99: b}.items():
-        assert store.thread(head, "b", last=wanted) == bare(expected)
-    assert store.thread(line[3].id, "a", last=1) == bare(a[1:2])
-    assert store.thread(head, "c", last=9) == []
-    store.prune("alice", keep=4)
-    assert store.thread(head, "b", last=99) == bare(b[2:])
-    assert store.line(head)[-1].thread_start == 6
-
-
-def test_threads_of_other_lines_are_not_found(store: StateStore, child: Child) -> None:
-    first, second = grow(store, child, "alice", 2)
-    store.fork("alice", "bob", at=first.id)
-    bobs = child(first, "bob", "x", thread="alice", before=first)
-    store.commit("bob", bobs, expected=first.id)
-    assert store.thread(bobs.id, "alice", last=9) == bare([first, bobs])
-    assert store.thread(second.id, "alice", last=9) == bare([first, second])
-
-
-def test_find(store: StateStore, child: Child) -> None:
-    def turn(parent: Snapshot | None, name: str, *ids: str | None, **changes: object) -> Snapshot:
-        made = child(parent, name, *map(str, ids), **changes)
-        made = replace(made, entries=tuple(replace(e, message_id=i) for e, i in zip(made.entries, ids, strict=True)))
-        info = store.session(name)
-        store.commit(name, made, expected=info.head if info else None)
-        return made
-
-    early, late = datetime(2020, 1, 1, tzinfo=UTC), datetime(2040, 1, 1, tzinfo=UTC)
-    first = turn(None, "alice", "1", "2", None)
-    left = turn(first, "alice", "3", "4", "5", created_at=late)
-    later = turn(first, "alice", "4", created_at=early)
-    head = turn(first, "alice", "3", "7", "7")
-    turn(None, "bob", "1", "8")
-    found = store.find("alice", ["1", "2", "3", "4", "5", "6", "7", "8", "'; --", ""])
-    first, left, later, head = bare([first, left, later, head])
-    assert found == {"1": first, "2": first, "3": head, "4": left, "5": left, "7": head}
-    assert store.find("alice", {"2"}) == {"2": first}
-    assert store.find("alice", []) == {}
-    assert store.find("nobody", ["1"]) == {}
-    store.fork("alice", "carol", at=first.id)
-    assert store.find("carol", ["1", "3"]) == {"1": first}
-    store.move_head("alice", later.id, expected=head.id)
-    assert store.find("alice", ["4", "3"]) == {"4": later, "3": left}
-    many = [f"id {number}" for number in range(40_000)]
-    assert store.find("alice", [*many, "2"]) == {"2": first}
-
-
-def test_of_many_messages_with_one_id_the_newest_on_the_line_is_found(store: StateStore, child: Child) -> None:
-    line: list[Snapshot] = []
-    for number in range(3):
-        made = child(line[-1] if line else None, "alice", "x", created_at=datetime(2024, 1, 9 - number, tzinfo=UTC))
-        line.append(replace(made, entries=(replace(made.entries[0], message_id="m"),)))
-    store.add_line("alice", line, expected=None)
-    assert store.find("alice", ["m"]) == {"m": bare(line)[2]}
-
-
-def test_ids_that_everybody_uses_are_found_among_the_own(store: StateStore, child: Child) -> None:
-    def turn(parent: Snapshot | None, name: str, count: int, **changes: object) -> Snapshot:
-        made = child(parent, name, *("x" * count), **changes)
-        return replace(made, entries=tuple(replace(e, message_id=f"{i % 2}") for i, e in enumerate(made.entries)))
-
-    crowd = turn(None, "crowd", 1200)
-    store.commit("crowd", crowd, expected=None)
-    first = turn(None, "alice", 2)
-    second = turn(first, "alice", 1)
-    store.add_line("alice", [first, second], expected=None)
-    assert store.find("alice", ["0", "1", "2"]) == {"0": bare([second])[0], "1": bare([first])[0]}
-    store.fork("alice", "bob")
-    assert store.find("bob", ["0"]) == {"0": bare([second])[0]}
-    assert store.find("crowd", ["0", "1"]) == {"0": bare([crowd])[0], "1": bare([crowd])[0]}
-
-
-def test_absorbed(store: StateStore, child: Child) -> None:
-    (first,) = grow(store, child, "alice", 1)
-    keyed = child(first, "alice", "x", key="k")
-    again = child(keyed, "alice", "y", key="k")
-    last = child(again, "alice", "z", key="other")
-    store.add_line("alice", [keyed, again, last], expected=first.id)
-    assert store.absorbed(last.id, "k") == again.id
-    assert store.absorbed(keyed.id, "k") == keyed.id
-    assert store.absorbed(first.id, "k") is None
-    assert store.absorbed(last.id, "K") is None
-    store.move_head("alice", first.id, expected=last.id)
-    (bobs,) = grow(store, child, "bob", 1)
-    assert store.absorbed(bobs.id, "k") is None
-
-
-def test_log_holds_the_lines_that_were_left_too(store: StateStore, child: Child) -> None:
-    first, second = grow(store, child, "alice", 2)
-    again = child(first, "alice", "x", note="another reply")
-    store.commit("alice", again, expected=second.id)
-    store.fork("alice", "bob", at=first.id)
-    (bobs,) = grow(store, child, "bob", 1, parent=first)
-    assert store.log("alice") == bare([first, second, again])
-    assert store.log("bob") == bare([first, bobs])
-    with pytest.raises(SessionNotFoundError, match="'nobody'"):
-        store.log("nobody")
-    store.forget("bob")
-    store.move_head("alice", None, expected=again.id)
-    assert store.log("alice") == bare([first, second, again])
-
-
-# Heads
-
-
-def test_move_head_back_to_the_start_and_on_again(store: StateStore, child: Child) -> None:
-    first, second = grow(store, child, "alice", 2)
-    store.move_head("alice", first.id, expected=second.id)
-    store.move_head("alice", None, expected=first.id)
-    info = store.session("alice")
-    assert info is not None
-    assert (info.head, info.fingerprint, info.turns, info.messages, info.state_bytes) == (None, None, 0, 0, 0)
-    assert info.updated_at >= info.created_at
-    fresh = child(None, "alice", "x")
-    store.commit("alice", fresh, expected=None)
-    assert store.line(fresh.id) == bare([fresh])
-
-
-def test_move_head_refuses_what_is_not_its_own(store: StateStore, child: Child) -> None:
-    (mine,) = grow(store, child, "alice", 1)
-    (theirs,) = grow(store, child, "bob", 1)
-    with pytest.raises(SessionError, match=f"'{theirs.id}' is not one of session 'alice'"):
-        store.move_head("alice", theirs.id, expected=mine.id)
-    with pytest.raises(StoreError, match="'nowhere'"):
-        store.move_head("alice", "nowhere", expected=mine.id)
-    with pytest.raises(SessionNotFoundError, match="'carol'"):
-        store.move_head("carol", mine.id, expected=None)
-
-
-def test_fork(store: StateStore, child: Child) -> None:
-    line = grow(store, child, "alice", 3)
-    store.fork("alice", "bob")
-    store.fork("alice", "carol", at=line[0].id)
-    bobs = grow(store, child, "bob", 1, parent=line[2])
-    assert store.line(bobs[0].id) == bare([*line, *bobs])
-    carol, alice = store.session("carol"), store.session("alice")
-    assert carol is not None
-    assert alice is not None
-    assert (carol.head, carol.turns, alice.head) == (line[0].id, 1, line[2].id)
-    store.move_head("bob", line[1].id, expected=bobs[0].id)  # made by alice, but on bob's line
-
-
-def test_fork_refuses(store: StateStore, child: Child) -> None:
-    line = grow(store, child, "alice", 2)
-    grow(store, child, "bob", 1)
-    store.move_head("alice", line[0].id, expected=line[1].id)
-    with pytest.raises(SessionError, match="'bob' exists already"):
-        store.fork("alice", "bob")
-    with pytest.raises(SessionError, match="exists already"):
-        store.fork("alice", "alice")
-    with pytest.raises(SessionError, match="not one of session 'alice'"):
-        store.fork("alice", "carol", at=line[1].id)
-    with pytest.raises(SessionNotFoundError, match="'dave'"):
-        store.fork("dave", "carol")
-    assert len(store.sessions()) == 2
-
-
-def test_fork_of_a_session_without_a_head(store: StateStore, child: Child) -> None:
-    (turn,) = grow(store, child, "alice", 1)
-    store.move_head("alice", None, expected=turn.id)
-    store.fork("alice", "bob")
-    grow(store, child, "bob", 1)
-
-
-# Deleting
-
-
-def test_through_lists_the_sessions_that_go_on_from_a_snapshot(store: StateStore, child: Child) -> None:
-    first, second = grow(store, child, "alice", 2)
-    store.fork("alice", "bob", at=first.id)
-    assert store.through(first.id) == ["alice", "bob"]
-    assert store.through(second.id) == ["alice"]
-    assert store.through("nowhere") == []
-
-
-def test_erase_deletes_what_was_left_and_all_that_continues_it(store: StateStore, child: Child) -> None:
-    first, second, third = grow(store, child, "alice", 3)
-    store.fork("alice", "bob", at=second.id)
-    theirs = child(second, "bob", "text of bob")
-    store.commit("bob", theirs, expected=second.id)
-    with pytest.raises(SessionError, match=f"'{second.id}' cannot be deleted: the line of session 'alice'"):
-        store.erase("alice", [second.id])
-    store.move_head("alice", first.id, expected=third.id)
-    with pytest.raises(SessionError, match="the line of session 'bob' goes through it"):
-        store.erase("alice", [third.id, second.id])
-    assert [turn.id for turn in store.log("alice")] == [first.id, second.id, third.id]  # nothing was changed
-    store.move_head("bob", first.id, expected=theirs.id)
-    assert store.erase("alice", [second.id]) == 3
-    assert [turn.id for turn in store.log("alice")] == [first.id]
-    assert [turn.id for turn in store.log("bob")] == [first.id]
-    with pytest.raises(SessionError, match="'elsewhere' is not one of session 'alice'"):
-        store.erase("alice", ["elsewhere"])
-    with pytest.raises(SessionNotFoundError):
-        store.erase("nobody", [])
-
-
-def test_forget_deletes_what_nobody_else_needs(store: StateStore, child: Child) -> None:
-    line = grow(store, child, "alice", 3)
-    store.fork("alice", "bob", at=line[1].id)
-    dead = child(line[0], "alice", "dead")
-    store.commit("alice", dead, expected=line[2].id)
-    store.forget("alice")
-    assert store.session("alice") is None
-    for gone in (line[2], dead):
-        with pytest.raises(StoreError, match=gone.id):
-            store.snapshot(gone.id)
-    assert store.line(line[1].id) == [replace(turn, session="bob") for turn in bare(line[:2])]
-    store.forget("bob")
-    with pytest.raises(StoreError):
-        store.snapshot(line[0].id)
-    with pytest.raises(SessionNotFoundError, match="'bob'"):
-        store.forget("bob")
-    grow(store, child, "alice", 1)
-
-
-def test_forget_leaves_others_branches_that_nobody_is_on(store: StateStore, child: Child) -> None:
-    (first,) = grow(store, child, "alice", 1)
-    store.fork("alice", "bob")
-    (dead,) = grow(store, child, "bob", 1, parent=first)
-    store.move_head("bob", None, expected=dead.id)
-    store.forget("alice")
-    assert store.snapshot(dead.id) == replace(dead, parent=None)
-    store.move_head("bob", dead.id, expected=None)
-    store.forget("bob")
-    with pytest.raises(StoreError):
-        store.snapshot(dead.id)
-
-
-def test_prune_keeps_the_newest_of_the_line(store: StateStore, child: Child) -> None:
-    line = grow(store, child, "alice", 6)
-    assert store.prune("alice", keep=2) == 4
-    head = line[5].id
-    assert store.line(head) == bare([replace(line[4], parent=None), line[5]])
-    assert store.prune("alice", keep=2) == 0
-    info = store.session("alice")
-    assert info is not None
-    assert (info.turns, info.messages) == (6, 12)
-    grow(store, child, "alice", 1, parent=line[5])
-
-
-def test_prune_keeps_the_newest_of_the_lines_that_were_left(store: StateStore, child: Child) -> None:
-    line = grow(store, child, "alice", 3)
-    days = [datetime(2024, 1, day, tzinfo=UTC) for day in range(1, 6)]
-    replies = []
-    for day in (3, 1, 4, 0, 2):  # not in the order in which they were made: by time
-        replies.append(child(line[1], "alice", "again", created_at=days[day]))
-        info = store.session("alice")
-        assert info is not None
-        store.commit("alice", replies[-1], expected=info.head)
-    store.move_head("alice", line[2].id, expected=replies[-1].id)
-    assert store.prune("alice", keep=2) == 4
-    assert store.log("alice") == bare([replies[0], replies[2], replace(line[1], parent=None), line[2]])
-    assert store.line(replies[2].id) == bare([replace(line[1], parent=None), replies[2]])
-    assert store.prune("alice", keep=1) == 2
-    assert store.log("alice") == bare([replace(replies[2], parent=None), replace(line[2], parent=None)])
-    store.move_head("alice", replies[2].id, expected=line[2].id)
-
-
-def test_prune_keeps_what_others_need(store: StateStore, child: Child) -> None:
-    line = grow(store, child, "alice", 6)
-    store.fork("alice", "bob", at=line[2].id)
-    assert store.prune("alice", keep=1) == 2
-    assert store.line(line[2].id) == bare(line[:3])
-    assert store.line(line[5].id) == bare([replace(line[5], parent=None)])
-    store.move_head("bob", None, expected=line[2].id)
-    assert store.prune("alice", keep=1) == 2
-
-
-def test_prune_refuses(store: StateStore, child: Child) -> None:
-    grow(store, child, "alice", 1)
-    with pytest.raises(SessionError, match="cannot keep 0"):
-        store.prune("alice", keep=0)
-    with pytest.raises(SessionNotFoundError):
-        store.prune("bob", keep=1)
-
-
-# Threads and closing
 
 
 def test_threads_race_and_one_wins_each_round(store: StateStore, child: Child) -> None:

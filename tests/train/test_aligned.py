@@ -10,7 +10,7 @@ from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.errors import TrainingError
-from deltamem_agents.train import EpisodeMix, Values
+from deltamem_agents.train import EpisodeMix, Values, features
 from deltamem_agents.train.aligned import align_heads
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.features import Features
@@ -65,6 +65,20 @@ def aligned(
     model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(config, backbone))
     align_heads(model, ChatTemplate(tokenizer), DATA, heads=range(2, 4), strength=0.05, facts=60)
     return model
+
+
+def test_layers_are_fitted_in_groups_as_all_at_once(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    whole = aligned(backbone, tokenizer, CONFIGS["gated"])
+    whole.detach()
+    monkeypatch.setattr(features, "AT_ONCE", 1)
+    torch.manual_seed(0)
+    each = aligned(backbone, tokenizer, whole.adapter.config)
+    assert len(features.layer_groups(each, 1)) == len(each.adapter.layers) > 1
+    for (name, one), other in zip(whole.adapter.named_parameters(), each.adapter.parameters(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
 
 
 @pytest.mark.parametrize("mechanism", CONFIGS)

@@ -14,6 +14,7 @@ from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.train import Recipe, Stage, Trainer, Values, training_vocabulary
 from deltamem_agents.train.data import TrainingData
+from deltamem_agents.train.features import AT_ONCE
 from deltamem_agents.train.footprint import Footprint, footprint
 from tests.chat import chat_backbone
 from tests.train.conftest import small_recipe
@@ -78,7 +79,8 @@ def test_four_billion_weights_fit_24_gb(tokenizer: PreTrainedTokenizerBase) -> N
     assert small.weights == pytest.approx(2.8e9, rel=0.05)
     assert replace(large, weights=small.weights) == small
     aligned = of(recipe.model_copy(update={"align": 0.05}), QWEN3_4B, torch.bfloat16, tokenizer)
-    assert aligned.total(checkpointing=True) == aligned.weights + aligned.aligning > small.total(checkpointing=True)
+    assert 0 < aligned.aligning <= AT_ONCE
+    assert aligned.total(checkpointing=True) < 24e9
     told = small.rows(checkpointing=True)
     assert told["at most at once"] == small.total(checkpointing=True)
     assert told["kept for backward, with gradient_checkpointing"] == small.replayed

@@ -9,11 +9,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltamem_agents import DeltaMemAdapter
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.backbone.template import ChatTemplate
+from deltamem_agents.messages import Message
 from deltamem_agents.train.generated import ROWS, generate
 from tests.chat import chat_backbone
 from tests.train.conftest import SMALL
 
-PROMPTS = ["Hi.", "What is a river?", "Name three fruits."]
+TEXTS = ["Hi.", "What is a river?", "Name three fruits."]
+PROMPTS = [(Message(role="user", content=text),) for text in TEXTS]
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_progress_goes_to_the_end_and_a_folder_that_cannot_be_written_stops_noth
     (tmp_path / "generated").write_text("a file where the folder should be")
     for _ in range(2):
         found = generate(
-            model, ChatTemplate(tokenizer), [None] * count, length=2, seed=0, cache_dir=tmp_path,
+            model, ChatTemplate(tokenizer), [()] * count, length=2, seed=0, cache_dir=tmp_path,
             progress=lambda done, total: seen.append((done, total)),
         )  # fmt: skip
         assert len(found) == count

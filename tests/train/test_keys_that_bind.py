@@ -16,7 +16,7 @@ from deltamem_agents.backbone.load import load_backbone
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.layer import DeltaMemLayer
 from deltamem_agents.train import Values
-from deltamem_agents.train.aligned import Pairs, align_heads, value_pairs
+from deltamem_agents.train.aligned import Pairs, align_heads, value_pairs, value_rows
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.facts import training_vocabulary
 
@@ -39,7 +39,8 @@ def pairs(loaded: Loaded) -> Pairs:
     backbone, tokenizer, data = loaded
     model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(DeltaMemConfig(), backbone))
     with torch.no_grad():
-        found = value_pairs(model, ChatTemplate(tokenizer), data, 150, random.Random("not fitted to"))
+        rows = value_rows(ChatTemplate(tokenizer), data, 150, random.Random("not fitted to"))
+        found = value_pairs(model, rows, range(len(model.adapter.layers)))
     model.detach()
     return found
 

@@ -67,7 +67,7 @@ def test_what_has_no_weight_is_not_computed(make: Make) -> None:
 def test_what_must_not_change_is_prompts_or_prose(make: Make, prose: float) -> None:
     trainer = make(prose=prose, stages=(Stage(steps=3, unrelated_every=1),))
     batch = trainer.objective.draw(0, trainer.rng)
-    assert all((u.prompt is None) == bool(prose) for u, _ in batch.unrelated)
+    assert all((not u.prompt) == bool(prose) for u, _ in batch.unrelated)
     assert trainer.objective(batch)[1]["plain_loss"] > 0
 
 

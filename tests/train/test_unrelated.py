@@ -20,12 +20,27 @@ def test_a_third_are_general_questions_and_none_is_answered_by_nothing(
     model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(SMALL, backbone))
     template, data = ChatTemplate(tokenizer), TrainingData.load((), Values(["harbor", "velvet"]), count=len)
     found = plain_replies(model, template, data, seed=1, count=60, length=4, cache_dir=tmp_path)
-    prompts = [u.prompt.content for u in found if u.prompt is not None]
+    prompts = [u.prompt[0].content for u in found if len(u.prompt) == 1]
     assert len(set(prompts)) == len(prompts) > 30
     assert 0.25 < sum(p in general_questions("train") for p in prompts) / len(prompts) < 0.45
     assert all(u.reply.strip() for u in found)
     assert not [u for u in found if holds_held_out_word(u.reply)]
     assert found == plain_replies(model, template, data, seed=1, count=60, length=4, cache_dir=tmp_path / "new")
+
+
+def test_some_come_in_a_chat_after_questions_about_the_user(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = DeltaMemModel(backbone, DeltaMemAdapter.initialize(SMALL, backbone))
+    template, data = ChatTemplate(tokenizer), TrainingData.load((), Values(["harbor", "velvet"]), count=len)
+    found = plain_replies(model, template, data, seed=1, count=60, length=4, cache_dir=tmp_path)
+    alone = {u.prompt[0].content: u.reply for u in found if len(u.prompt) == 1}
+    chats = [u for u in found if len(u.prompt) > 1]
+    assert len(chats) > 10
+    for chat in chats:
+        assert [m.role for m in chat.prompt] == ["user", "assistant"] * (len(chat.prompt) // 2) + ["user"]
+        assert chat.prompt[-1].content in alone
+    assert [u for u in chats if alone[u.prompt[-1].content] != u.reply], "replies are those of the chat"
 
 
 def test_some_prompts_have_prose_before_them(
@@ -35,7 +50,7 @@ def test_some_prompts_have_prose_before_them(
     template, data = ChatTemplate(tokenizer), TrainingData.load((), Values(["harbor", "velvet"]), count=len)
     prose = ["A river bends.", "Bread rises."]
     found = plain_replies(model, template, data, prose=prose, seed=1, count=60, length=4, cache_dir=tmp_path)
-    prompts = {u.prompt.content for u in found if u.prompt is not None}
+    prompts = {u.prompt[0].content for u in found if len(u.prompt) == 1}
     for passage in prose:
         (long,) = [text for text in prompts if text.startswith(f"{passage}\n\n")]
         assert long.removeprefix(f"{passage}\n\n") in prompts

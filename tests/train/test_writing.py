@@ -181,7 +181,7 @@ def test_rows_in_groups_of_one_length_answer_as_rows_together(
 ) -> None:
     full = model(backbone)
     prompts = [[Message(role="user", content="Hi, who are you? " * n)] for n in (9, 1, 8, 2, 1, 30)]
-    rows = answer_rows(ChatTemplate(tokenizer), prompts, ["Yes", "No, I am not", "Ann", "", "Bob", "I"], roles=("user",))
+    rows = answer_rows(ChatTemplate(tokenizer), prompts, ["Yes", "No", "Ann, I am", "", "Bob", "I"], roles=("user",))
     assert 1 < len(rows.alike()) < len(prompts)
     generator = torch.Generator().manual_seed(0)
     state = MemoryState(torch.randn(full.zero_state(6).tensor.shape, generator=generator))

@@ -20,7 +20,16 @@ from deltamem_agents.engine.remote.connection import Connection, part
 from deltamem_agents.engine.remote.store import RemoteStore
 from deltamem_agents.engine.requests import check_pairs, parse_request
 from deltamem_agents.engine.session import Engine
-from deltamem_agents.engine.wire import INFO, RECOLLECTIONS, TURN, VIEW, plain_messages, plain_options, plain_tool
+from deltamem_agents.engine.wire import (
+    INFO,
+    RECOLLECTIONS,
+    TURN,
+    VIEW,
+    plain_messages,
+    plain_options,
+    plain_tool,
+    text_of,
+)
 from deltamem_agents.errors import SessionError, StoreError
 from deltamem_agents.messages import MessageLike
 from deltamem_agents.state import MemoryState
@@ -223,7 +232,7 @@ class RemoteEngine(Engine):
 
 
 def _item(event: Json) -> str | Turn:
-    return TURN.validate_python(event["turn"]) if "turn" in event else str(event["text"])
+    return TURN.validate_python(event["turn"]) if "turn" in event else text_of(event)
 
 
 def _path(session: str, *rest: str) -> str:

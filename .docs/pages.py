@@ -1,0 +1,64 @@
+"""How the site comes about: pages that lie elsewhere take their place, and the reference lists what is public."""
+
+import importlib
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+HERE = "deltamem_agents/docs"
+ELSEWHERE = {
+    "README.md": "index.md",
+    "integrations/langchain_deltamem/README.md": "langchain.md",
+    "integrations/llama_index_deltamem/README.md": "llama_index.md",
+    "RESULTS.md": "results.md",
+    "CHANGELOG.md": "changelog.md",
+}
+"""Pages of the site that are files of the repository in other places."""
+REFERENCE = {
+    "engine": ("The engine", "deltamem_agents.engine"),
+    "store": ("Stores", "deltamem_agents.store"),
+    "adapter": ("Adapters and models", "deltamem_agents.adapter"),
+    "train": ("Training", "deltamem_agents.train"),
+    "langchain": ("LangChain", "langchain_deltamem"),
+    "llama_index": ("LlamaIndex", "llama_index_deltamem"),
+    "errors": ("Errors", "deltamem_agents.errors"),
+}
+_LINK = re.compile(r"\[(?P<text>[^\[\]]+)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
+_COMMENT = re.compile(r"<!-- (?:goes on|in the background|not run: [^>]+) -->\n+")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds what lies elsewhere, and the reference."""
+    for path, place in ELSEWHERE.items():
+        files.append(File.generated(config, place, content=(ROOT / path).read_text(encoding="utf-8")))
+    for name, (title, package) in REFERENCE.items():
+        module = importlib.import_module(package)
+        names = [n for n in getattr(module, "__all__", vars(module)) if isinstance(getattr(module, n), type)]
+        names += [n for n in getattr(module, "__all__", []) if n not in names and callable(getattr(module, n))]
+        own = [n for n in names if not n.startswith("_") and getattr(module, n).__module__.startswith(package)]
+        text = f"# {title}\n\n" + "\n\n".join(f"::: {package}.{n}" for n in own) + "\n"
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turns links between files into links between pages; what is no page is named without a link."""
+    places = {place: path for path, place in ELSEWHERE.items()}
+    path = places.get(page.file.src_uri, f"{HERE}/{page.file.src_uri}")
+
+    def follow(found: re.Match[str]) -> str:
+        if "://" in found["link"] or page.file.src_uri.startswith("reference/"):
+            return found[0]
+        to = posixpath.normpath(posixpath.join(posixpath.dirname(path), found["link"]))
+        place = ELSEWHERE.get(to, to.removeprefix(f"{HERE}/"))
+        if files.get_file_from_path(place) is None:
+            return found["text"]
+        relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
+        return f"[{found['text']}]({relative}{found['anchor'] or ''})"
+
+    return _LINK.sub(follow, _COMMENT.sub("", markdown))
