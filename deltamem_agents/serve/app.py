@@ -17,7 +17,6 @@ from deltamem_agents.serve.config import PREVIOUS
 from deltamem_agents.serve.edge import Edge
 from deltamem_agents.serve.errors import ApiError, of_engine, of_validation
 from deltamem_agents.serve.logs import log
-from deltamem_agents.serve.page.sign_in import SignIns
 from deltamem_agents.serve.service import Service, the_namespace, the_service
 
 ROUTERS = (
@@ -75,7 +74,6 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.service = service
-    app.state.sign_ins = SignIns()
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ApiError, _answer)

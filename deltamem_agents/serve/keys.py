@@ -1,6 +1,7 @@
 """Who may ask, and which sessions are theirs: API keys, and the namespaces that they open."""
 
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Keys:
     """API keys and their namespaces. Only digests are kept, so comparing them tells nothing about a key."""
 
     def __init__(self, namespaces: Mapping[str, str]) -> None:
-        self._namespaces = {self.digest(key): Namespace(name) for key, name in namespaces.items()}
+        self._namespaces = {_digest(key): Namespace(name) for key, name in namespaces.items()}
+        self._digests = {_label(digest): digest for digest in self._namespaces}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -83,13 +85,33 @@ class Keys:
 
     def namespace(self, key: str) -> Namespace | None:
         """What a key opens; None for a key that is not known."""
-        return self.opened(self.digest(key))
-
-    def opened(self, digest: bytes) -> Namespace | None:
-        """What the key of a digest opens; None for a key that is not known."""
-        return self._namespaces.get(digest)
+        return self._namespaces.get(_digest(key))
 
     @staticmethod
-    def digest(key: str) -> bytes:
-        """What is kept of a key."""
-        return hashlib.sha256(key.encode()).digest()
+    def ticket(key: str, *, until: int) -> str:
+        """What stands for a key up to a time, in seconds since 1970: any server that knows the key can check it.
+
+        It tells nothing about the key, and nobody who doesn't know the key can make one or change its time.
+        """
+        digest = _digest(key)
+        return f"{_label(digest)}.{until}.{_seal(digest, str(until))}"
+
+    def admitted(self, ticket: str, *, now: float) -> Namespace | None:
+        """What a ticket opens; None where it was made up, has run out, or stands for a key that is not known."""
+        label, until, seal = (*ticket.split("."), "", "", "")[:3]
+        digest = self._digests.get(label)
+        if digest is None or not hmac.compare_digest(seal.encode(), _seal(digest, until).encode()):
+            return None
+        return self._namespaces[digest] if now < int(until) else None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _label(digest: bytes) -> str:
+    return hashlib.sha256(b"label" + digest).hexdigest()[:32]
+
+
+def _seal(digest: bytes, until: str) -> str:
+    return hmac.new(digest, until.encode(), hashlib.sha256).hexdigest()

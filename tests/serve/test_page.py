@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deltamem_agents.engine.interface import QUESTIONS
 from deltamem_agents.serve import ServeConfig, create_app
+from deltamem_agents.serve.keys import Keys
 from deltamem_agents.serve.page.sign_in import COOKIE
 from deltamem_agents.serve.service import Service
 from tests.serve.conftest import KEYS, MODEL, Running, Serve, user
@@ -142,7 +145,7 @@ def test_what_a_turn_wrote_and_what_the_memory_says(browser: httpx.Client, serve
     assert asked.text.count("<dt>") == 1
     assert "What is my dog called?" in asked.text
     usual = browser.post("/page/ask", params={"session": "alice"})
-    assert usual.text.count("<dt>") == 7
+    assert usual.text.count("<dt>") == len(QUESTIONS)
     assert server.engine.info("alice").head == head
     assert "of memory" not in shown(browser, "memory", "alice")
     assert "strength" in shown(browser, "memory", "alice")
@@ -326,17 +329,20 @@ def test_with_keys_the_page_is_behind_a_sign_in(serve: Serve) -> None:
         assert bob.get("/page/list").status_code == 401
 
 
-def test_a_sign_in_ends_with_its_key_and_with_itself(serve: Serve) -> None:
+def test_a_sign_in_ends_with_its_key_and_with_its_time(serve: Serve) -> None:
     server = serve(keys=KEYS)
-    with signed_in(server, "key-of-bob-1") as bob, signed_in(server, "key-of-bob-1") as elsewhere:
-        kept = elsewhere.cookies[COOKIE]
-        elsewhere.post("/sign-out")
-        with server.client(cookie=f"{COOKIE}={kept}") as thief:
-            assert thief.get("/page/list").status_code == 401
+    with signed_in(server, "key-of-bob-1") as bob:
         assert bob.get("/page/list").status_code == 200
-        keys = server.service.keys
-        server.service.keys = type(keys)({"key-of-alice": "alice"})  # type: ignore[misc]
+        server.service.keys = Keys({"key-of-alice": "alice"})
         assert bob.get("/page/list").status_code == 401
+    server.service.keys = Keys(KEYS)
+    fresh, over = (Keys.ticket("key-of-alice", until=int(time.time()) + seconds) for seconds in (60, -1))
+    label, until, seal = fresh.split(".")
+    longer = f"{label}.{int(until) + 1}.{seal}"
+    others = f"{Keys.ticket('key-of-bob-1', until=1).split('.')[0]}.{until}.{seal}"
+    for ticket, status in [(fresh, 200)] + [(t, 401) for t in (over, longer, others, label, "", "..", "a.b.c.d")]:
+        with server.client(cookie=f"{COOKIE}={ticket}") as client:
+            assert client.get("/page/list").status_code == status, ticket
 
 
 def test_a_cookie_opens_the_page_only(serve: Serve) -> None:

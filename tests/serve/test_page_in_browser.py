@@ -205,7 +205,8 @@ def test_a_session_goes_out_and_comes_in_again(page: Page, server: Running, tmp_
 
 
 def test_html_in_messages_and_names_is_text(page: Page, server: Running) -> None:
-    begin(page, server, EVIL)
+    evil_name = f"{EVIL} 名前"
+    begin(page, server, evil_name)
     say(page, EVIL)
     page.locator(".turn").get_by_role("button", name="Forget").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
@@ -213,7 +214,7 @@ def test_html_in_messages_and_names_is_text(page: Page, server: Running) -> None
         page.get_by_role("tab", name=name).click()
         expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
     assert said(page) == [EVIL]
-    expect(page.locator("#list b")).to_have_text(EVIL)
+    expect(page.locator("#list b")).to_have_text(evil_name)
     assert page.evaluate("window.evil") is None
 
 
@@ -266,11 +267,14 @@ def test_what_the_policy_forbids_does_not_happen(browser: Browser, server: Runni
 
 def test_it_asks_nobody_else_and_can_be_used_by_keyboard(page: Page, server: Running) -> None:
     asked: list[str] = []
+    whose: list[str | None] = []
     page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: "/page/say" in request.url and whose.append(request.headers.get("x-session-id")))
     begin(page, server)
     say(page, "one")
     page.goto(f"{server.url}/docs")
     assert all(url.startswith((server.url, "data:")) for url in asked)
+    assert whose == ["alice"]
     page.goto(f"{server.url}/?session=alice")
     expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     reached = set()

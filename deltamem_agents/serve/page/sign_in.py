@@ -1,9 +1,7 @@
-"""Signing in with an API key: a cookie stands for it, and opens what it opens."""
+"""Signing in with an API key: a cookie stands for it, and opens what it opens, at every replica of a server."""
 
-import secrets
 import time
-from collections import OrderedDict
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
@@ -17,50 +15,15 @@ from deltamem_agents.serve.service import TheService, the_service
 
 COOKIE = "deltamem-sign-in"
 SECONDS = 12 * 3600
-MOST = 10_000
+"""How long a sign-in lasts."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-
-
-class SignIns:
-    """Who is signed in: tokens that browsers hold, and the digests of the keys that they stand for.
-
-    A key that is taken out of the file of keys opens nothing any more. Belongs to one event loop.
-    """
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
-
-    def begin(self, digest: bytes) -> str:
-        """A new token for a key; beyond `MOST` of them the oldest ends."""
-        token = secrets.token_urlsafe(32)
-        self._open[token] = (digest, time.monotonic() + SECONDS)
-        if len(self._open) > MOST:
-            self._open.popitem(last=False)
-        return token
-
-    def end(self, token: str) -> None:
-        """Signs out."""
-        self._open.pop(token, None)
-
-    def namespace(self, token: str, keys: Keys) -> Namespace | None:
-        """What a token opens; None for one that is not known, has run out, or whose key is not valid any more."""
-        digest, until = self._open.get(token, (b"", 0.0))
-        if time.monotonic() >= until:
-            self.end(token)
-            return None
-        return keys.opened(digest)
 
 
 class SignInForm(BaseModel):
     """What the form sends."""
 
     key: str = ""
-
-
-async def the_sign_ins(request: Request) -> SignIns:
-    """Those of the app that a request is for."""
-    return cast("SignIns", request.app.state.sign_ins)
 
 
 async def the_page_namespace(request: Request) -> Namespace:
@@ -70,8 +33,7 @@ async def the_page_namespace(request: Request) -> Namespace:
         ApiError: 401, which the page answers with the form to sign in.
     """
     keys = the_service(request).keys
-    sign_ins = await the_sign_ins(request)
-    found = Namespace() if keys is None else sign_ins.namespace(request.cookies.get(COOKIE, ""), keys)
+    found = Namespace() if keys is None else keys.admitted(request.cookies.get(COOKIE, ""), now=time.time())
     if found is None:
         raise ApiError(401, "you are not signed in, or not any more: sign in with a key", code="signed_out")
     if found.name:
@@ -104,7 +66,6 @@ async def sign_in(
     form: Annotated[SignInForm, Depends(form_of(SignInForm))],
     request: Request,
     service: TheService,
-    sign_ins: Annotated[SignIns, Depends(the_sign_ins)],
 ) -> Response:
     """Takes a key for a cookie that scripts don't see and other sites don't send."""
     key = form.key.strip()
@@ -114,7 +75,7 @@ async def sign_in(
     if service.keys is not None:
         response.set_cookie(
             COOKIE,
-            sign_ins.begin(Keys.digest(key)),
+            Keys.ticket(key, until=int(time.time()) + SECONDS),
             max_age=SECONDS,
             httponly=True,
             samesite="strict",
@@ -124,9 +85,8 @@ async def sign_in(
 
 
 @router.post("/sign-out")
-async def sign_out(request: Request, sign_ins: Annotated[SignIns, Depends(the_sign_ins)]) -> Response:
-    """Forgets the cookie, here and in the browser."""
-    sign_ins.end(request.cookies.get(COOKIE, ""))
+async def sign_out() -> Response:
+    """Takes the cookie away from the browser."""
     response = RedirectResponse(SIGN_IN, status_code=303)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return response

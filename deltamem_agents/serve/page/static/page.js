@@ -3,7 +3,9 @@
 
 const one = (selector, within = document) => within.querySelector(selector);
 const query = document.body.dataset.query;
-const narrow = window.matchMedia("(max-width: 1080px)");
+const session = new URLSearchParams(query).get("session");
+// Tells whose memory a call is about, so that of several replicas the one that knows it best can answer: UTF-8, byte by byte.
+const whose = session === null ? {} : { "x-session-id": String.fromCharCode(...new TextEncoder().encode(session)) };
 
 function notice(text) {
   const box = one("#notice");
@@ -40,7 +42,7 @@ async function stream(path, fields, seen, signal) {
   const answer = await fetch(path, {
     method: "POST",
     body: new URLSearchParams(fields),
-    headers: { accept: "text/event-stream" },
+    headers: { accept: "text/event-stream", ...whose },
     signal,
   });
   if (answer.status === 401) location.assign("/sign-in");
@@ -299,7 +301,14 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("htmx:confirm", ask);
 document.addEventListener("htmx:configRequest", (event) => {
+  Object.assign(event.detail.headers, whose);
   if (event.detail.elt.dataset.purge === "true") event.detail.parameters.purge = "true";
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { xhr } = event.detail;
+  if (!xhr.getResponseHeader("content-type")?.startsWith("application/json")) return;
+  event.detail.shouldSwap = false; // an error from in front of the page's own routes, or behind them
+  notice(JSON.parse(xhr.responseText).error?.message ?? `the server answered ${xhr.status}`);
 });
 document.addEventListener("htmx:sendError", () => notice("The server cannot be reached."));
 document.body.addEventListener("memory-changed", () => {
