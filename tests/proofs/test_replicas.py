@@ -22,7 +22,7 @@ from tests.proofs.cluster import Cluster, alive, started
 from tests.proofs.users import TOKENS, Gate, User, replica_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-USERS, TURNS, KILLS, STEP, RECENT, SEED = 20, 30, 10, 3, 2, 0
+USERS, TURNS, KILLS, STEP, RECENT, SEED = 20, 30, 10, 3, 8, 0
 KINDS = ("prefill", "decode", "commit")
 
 
@@ -143,7 +143,7 @@ class Killer:
         if self.kind == "decode":
             self._kill(pid)
         elif self.kind == "prefill":
-            threading.Timer(self._random.uniform(0.01, 0.1), self._kill, [pid]).start()
+            threading.Timer(self._random.uniform(0.2, 0.9) * user.first, self._kill, [pid]).start()
         else:
             self._kill_in_commit(user.name, pid)
 
@@ -176,6 +176,7 @@ def test_ten_kills(cluster: Cluster, postgresql: Server, folders: Path, capsys: 
     talk, killer = Talk(cluster, names="killed"), Killer(cluster, postgresql, store)
     phases: Counter[str] = Counter()
     times = []
+    talk.reach(1)
     for number in range(KILLS):
         victim = talk.users[number]
         killer.aim(victim, KINDS[number % len(KINDS)])
