@@ -29,6 +29,8 @@ REFERENCE = {
     "errors": ("Errors", "deltamem_agents/errors.py"),
 }
 """Pages of the reference: their titles, and the file whose public names they list."""
+STYLE = ".md-grid { max-width: 72rem; }\n"
+"""Room for tables, and for 80 columns of a terminal."""
 _LINK = re.compile(r"\[(?P<text>[^\[\]]+)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 _COMMENT = re.compile(r"<!-- (?:goes on|in the background|not run: [^>]+) -->\n+")
 
@@ -37,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what lies elsewhere, and the reference."""
     for path, place in ELSEWHERE.items():
         files.append(File.generated(config, place, content=(ROOT / path).read_text(encoding="utf-8")))
+    files.append(File.generated(config, "site.css", content=STYLE))
     for name, (title, source) in REFERENCE.items():
         module = source.removesuffix("/__init__.py").removesuffix(".py").removeprefix("integrations/").replace("/", ".")
         text = f"# {title}\n\n" + "".join(f"::: {module}.{public}\n\n" for public in _public(ROOT / source))
