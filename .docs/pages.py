@@ -1,6 +1,6 @@
 """How the site comes about: pages that lie elsewhere take their place, and the reference lists what is public."""
 
-import importlib
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -20,14 +20,17 @@ ELSEWHERE = {
 }
 """Pages of the site that are files of the repository in other places."""
 REFERENCE = {
-    "engine": ("The engine", "deltamem_agents.engine"),
-    "store": ("Stores", "deltamem_agents.store"),
-    "adapter": ("Adapters and models", "deltamem_agents.adapter"),
-    "train": ("Training", "deltamem_agents.train"),
-    "langchain": ("LangChain", "langchain_deltamem"),
-    "llama_index": ("LlamaIndex", "llama_index_deltamem"),
-    "errors": ("Errors", "deltamem_agents.errors"),
+    "engine": ("The engine", "deltamem_agents/engine/__init__.py"),
+    "store": ("Stores", "deltamem_agents/store/__init__.py"),
+    "adapter": ("Adapters and models", "deltamem_agents/adapter/__init__.py"),
+    "train": ("Training", "deltamem_agents/train/__init__.py"),
+    "langchain": ("LangChain", "integrations/langchain_deltamem/__init__.py"),
+    "llama_index": ("LlamaIndex", "integrations/llama_index_deltamem/__init__.py"),
+    "errors": ("Errors", "deltamem_agents/errors.py"),
 }
+"""Pages of the reference: their titles, and the file whose public names they list."""
+STYLE = ".md-grid { max-width: 72rem; }\n"
+"""Room for tables, and for 80 columns of a terminal."""
 _LINK = re.compile(r"\[(?P<text>[^\[\]]+)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 _COMMENT = re.compile(r"<!-- (?:goes on|in the background|not run: [^>]+) -->\n+")
 
@@ -36,14 +39,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what lies elsewhere, and the reference."""
     for path, place in ELSEWHERE.items():
         files.append(File.generated(config, place, content=(ROOT / path).read_text(encoding="utf-8")))
-    for name, (title, package) in REFERENCE.items():
-        module = importlib.import_module(package)
-        names = [n for n in getattr(module, "__all__", vars(module)) if isinstance(getattr(module, n), type)]
-        names += [n for n in getattr(module, "__all__", []) if n not in names and callable(getattr(module, n))]
-        own = [n for n in names if not n.startswith("_") and getattr(module, n).__module__.startswith(package)]
-        text = f"# {title}\n\n" + "\n\n".join(f"::: {package}.{n}" for n in own) + "\n"
+    files.append(File.generated(config, "site.css", content=STYLE))
+    for name, (title, source) in REFERENCE.items():
+        module = source.removesuffix("/__init__.py").removesuffix(".py").removeprefix("integrations/").replace("/", ".")
+        text = f"# {title}\n\n" + "".join(f"::: {module}.{public}\n\n" for public in _public(ROOT / source))
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
+
+
+def _public(source: Path) -> list[str]:
+    """The classes and functions that a file exports: its `__all__`, or its classes."""
+    body = ast.parse(source.read_text(encoding="utf-8")).body
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            return [name for name in ast.literal_eval(node.value) if not name.isupper()]
+    return [node.name for node in body if isinstance(node, ast.ClassDef)]
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -13,7 +13,7 @@ CONFIG = ROOT / ".docs" / "mkdocs.yml"
 
 
 def test_every_page_has_its_place() -> None:
-    listed = set(re.findall(r"^ *- ([a-z_/]+\.md)$", CONFIG.read_text(encoding="utf-8"), re.MULTILINE))
+    listed = set(re.findall(r"^ *- (?:[A-Z]\w+: )?([a-z_/]+\.md)$", CONFIG.read_text(encoding="utf-8"), re.MULTILINE))
     hooks = (ROOT / ".docs" / "pages.py").read_text(encoding="utf-8")
     pages = {path.name for path in (ROOT / "deltamem_agents" / "docs").glob("*.md")}
     elsewhere = set(re.findall(r'": "([a-z_]+\.md)"', hooks))

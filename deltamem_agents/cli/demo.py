@@ -26,7 +26,7 @@ SOMEBODY_ELSE = ("My name is Oscar.", "I live in Warsaw.", "My dog is called Sha
 QUESTIONS = ("What is my name?", "Where do I live?", "What is my dog's name?")
 LENGTH = 24
 
-console = Console(width=100, highlight=False)
+console = Console(width=80, highlight=False)
 
 
 def demo(

@@ -22,7 +22,7 @@ from tests.proofs.cluster import Cluster, alive, started
 from tests.proofs.users import TOKENS, Gate, User, replica_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-USERS, TURNS, KILLS, STEP, RECENT, SEED = 20, 30, 10, 3, 2, 0
+USERS, TURNS, KILLS, STEP, RECENT, SEED = 20, 30, 10, 3, 8, 0
 KINDS = ("prefill", "decode", "commit")
 
 
@@ -124,43 +124,49 @@ class Killer:
         self._cluster, self._server, self._store = cluster, server, store
         self._random = random.Random(SEED)
         self._pids: dict[str, int] = {}
+        self._aimed = False
         self.kind, self.killed, self.texts = "", threading.Event(), 0
 
     def aim(self, user: User, kind: str) -> None:
         """Has the replica killed in the next turn of a user that gets so far."""
         self._pids = self._cluster.replicas()
-        self.kind, self.texts = kind, 0
+        self.kind, self.texts, self._aimed = kind, 0, True
         self.killed.clear()
         user.hook = self._hook
 
     def _hook(self, user: User, what: str) -> None:
-        self.texts += what == "text"
-        if self.killed.is_set() or (what == "text") != (self.kind == "decode"):
+        self.texts += what == "text" and not self.killed.is_set()
+        if not self._aimed or (what == "text") != (self.kind == "decode"):
             return
+        self._aimed = False
         pid = self._pids[replica_of(user)]
         if self.kind == "decode":
             self._kill(pid)
         elif self.kind == "prefill":
-            threading.Timer(self._random.uniform(0.01, 0.1), self._kill, [pid]).start()
+            threading.Timer(self._random.uniform(0.2, 0.9) * user.first, self._kill, [pid]).start()
         else:
-            threading.Thread(target=self._kill_in_commit, args=[user.name, pid]).start()
-            time.sleep(0.3)  # until the lock is held
+            self._kill_in_commit(user.name, pid)
 
     def _kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         self.killed.set()
 
     def _kill_in_commit(self, name: str, pid: int) -> None:
-        """Holds the session's lock, until somebody waits for it, and then kills who does."""
+        """Holds the session's lock until somebody waits for it, and then kills who does."""
         import psycopg
 
-        with closing(psycopg.connect(self._store, autocommit=True)) as holding:
-            holding.execute(f"SELECT pg_advisory_lock(hashtextextended(%s, {_SESSION}))", [name])
-            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            wait_for(lambda: holding.execute(waiting).fetchone() != (0,), self._server.folder / "log")
-            self._kill(pid)
-            while alive(pid):
-                time.sleep(0.01)
+        holding = psycopg.connect(self._store, autocommit=True)
+        holding.execute(f"SELECT pg_advisory_lock(hashtextextended(%s, {_SESSION}))", [name])
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+        def kill() -> None:
+            with closing(holding):
+                wait_for(lambda: holding.execute(waiting).fetchone() != (0,), self._server.folder / "log")
+                self._kill(pid)
+                while alive(pid):
+                    time.sleep(0.01)
+
+        threading.Thread(target=kill).start()
 
 
 def test_ten_kills(cluster: Cluster, postgresql: Server, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +176,7 @@ def test_ten_kills(cluster: Cluster, postgresql: Server, folders: Path, capsys: 
     talk, killer = Talk(cluster, names="killed"), Killer(cluster, postgresql, store)
     phases: Counter[str] = Counter()
     times = []
+    talk.reach(1)
     for number in range(KILLS):
         victim = talk.users[number]
         killer.aim(victim, KINDS[number % len(KINDS)])
@@ -237,3 +244,12 @@ def test_redeployed_restarted_and_cut_off(
     with capsys.disabled():
         print(f"; the longest turn took {longest(talk):.1f} s; {talk.warm:.0%} of turns were warm")
     check(talk, store, folders)
+
+
+def test_a_replica_that_cannot_load_its_model_says_why(cluster: Cluster, folders: Path, tmp_path: Path) -> None:
+    """The deployment fails; what is deployed beside it goes on."""
+    args = arguments(folders, str(tmp_path / "store.db")) | {"model": str(tmp_path / "nowhere")}
+    failed = cluster.deploy(args, name="broken", prefix="/broken")
+    assert failed is not None
+    assert "BackboneError" in failed
+    assert "nowhere" in failed

@@ -38,6 +38,8 @@ class User:
     told: list[Told] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     """What attempts ended in: "200", a status, or "stream" for an error in the middle of one."""
+    first: float = 0.0
+    """Seconds from the last attempt to its first piece of text."""
     hook: Hook | None = None
     """Called with "send" before an attempt and "text" at its second piece of text."""
 
@@ -64,6 +66,7 @@ class User:
         }
         if self.hook is not None:
             self.hook(self, "send")
+        sent = time.monotonic()
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 self.answers[str(answer.status_code)] += 1
@@ -72,9 +75,9 @@ class User:
                 assert json.loads(problem)["error"]["code"], problem
                 assert answer.status_code == 409 or "retry-after" in answer.headers
                 return None
-            return self._read(answer, begun)
+            return self._read(answer, begun, sent)
 
-    def _read(self, answer: httpx.Response, begun: float) -> Told | None:
+    def _read(self, answer: httpx.Response, begun: float, sent: float) -> Told | None:
         reply, snapshot, warm, pieces = "", "", False, 0
         for line in answer.iter_lines():
             data = line.removeprefix("data: ")
@@ -88,6 +91,8 @@ class User:
             for choice in chunk["choices"]:
                 reply += choice["delta"].get("content") or ""
                 pieces += bool(choice["delta"].get("content"))
+            if pieces == 1:
+                self.first = time.monotonic() - sent
             if pieces == 2 and self.hook is not None:
                 self.hook(self, "text")
             snapshot = chunk.get("metadata", {}).get("snapshot", snapshot)
