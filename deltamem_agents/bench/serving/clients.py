@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -79,18 +79,18 @@ class Client:
         self._usual = 2.0  # seconds of a turn, lately
         self.said: list[Said] = []
 
-    async def talk(self, until: float) -> None:
-        """Takes turns until this moment of the monotonic clock, and ends the one under way."""
-        while time.monotonic() < until:
+    async def talk(self, until: Callable[[], float]) -> None:
+        """Takes turns until a moment of the monotonic clock, which may be put off, and ends the one under way."""
+        while time.monotonic() < until():
             session = self._rng.choice(sorted(self._histories))
             said = Said(session, text_of(session, sum(one.session == session for one in self.said)))
             self.said.append(said)
             if self._rng.random() >= self._leaving:
-                await self._insist(said, until + PATIENCE)
+                await self._insist(said, until() + PATIENCE)
                 continue
             try:
                 async with asyncio.timeout(self._rng.uniform(0, 1.2 * self._usual)):
-                    await self._insist(said, until)
+                    await self._insist(said, until() + PATIENCE)
             except TimeoutError:
                 self._figures.left += 1
 
@@ -101,7 +101,7 @@ class Client:
                 again = await self._say(said, started)
             except httpx.TransportError:
                 self._figures.refuse("cut")
-                again = 0.5
+                again = 2.0
             if said.reply is None:
                 await asyncio.sleep(again * self._rng.uniform(0.5, 1.5))
             else:

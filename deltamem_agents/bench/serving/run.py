@@ -32,6 +32,7 @@ class Load:
     clients: int = 32
     sessions: int = 64
     seconds: float = 600.0
+    """In which the server is up."""
     tokens: int = 24
     """Of a reply, at most."""
     leaving: float = 0.0
@@ -153,7 +154,7 @@ async def _clients(
             for number in range(load.clients)
         ]
         started = time.monotonic()
-        tasks = [asyncio.create_task(client.talk(started + load.seconds)) for client in clients]
+        tasks = [asyncio.create_task(client.talk(lambda: started + load.seconds + sum(down))) for client in clients]
         looking = asyncio.create_task(_look(server, started, memory))
         try:
             if server is not None:
@@ -166,10 +167,10 @@ async def _clients(
 
 
 async def _kill(server: ServerProcess, load: Load, rng: random.Random, started: float, down: list[float]) -> None:
-    """Kills the server at random moments, and starts it again."""
+    """Kills the server at random moments of the time that it is up, and starts it again."""
     moments = [(number + rng.uniform(0.3, 0.9)) * load.seconds / load.kills for number in range(load.kills)]
     for moment in moments:
-        await asyncio.sleep(max(0.0, started + moment - time.monotonic()))
+        await asyncio.sleep(max(0.0, started + moment + sum(down) - time.monotonic()))
         killed = time.monotonic()
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
