@@ -105,6 +105,11 @@ def run(folder: str, port: int) -> None:
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False, _temp_dir=folder)
     with suppress(TimeoutError):  # after a minute; the proxy comes all the same, and who deploys waits for it
         serve.start(http_options={"host": "127.0.0.1", "port": port})
+
+    def deployments(name: str) -> list[dict[str, Any]]:
+        details = _get_global_client().get_serve_details()["applications"].get(name, {"deployments": {}})
+        return list(details["deployments"].values())
+
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         request, answer = json.loads(line), dict[str, object]()
@@ -113,10 +118,9 @@ def run(folder: str, port: int) -> None:
                 serve.run(app(request["args"]), name=request["name"], route_prefix=request["prefix"])
                 answer["failed"] = None
             except Exception as error:
-                answer["failed"] = str(error)
+                answer["failed"] = "\n".join([str(error), *(one["message"] for one in deployments(request["name"]))])
         else:
-            details = _get_global_client().get_serve_details()["applications"][request["name"]]
-            found = [one for deployment in details["deployments"].values() for one in deployment["replicas"]]
+            found = [one for deployment in deployments(request["name"]) for one in deployment["replicas"]]
             answer["replicas"] = {one["replica_id"]: one["pid"] for one in found if one["state"] == "RUNNING"}
         print(json.dumps(answer), file=answers, flush=True)
     serve.shutdown()
