@@ -180,7 +180,7 @@ def extras(requirements: list[str], installed: Callable[[str], str | None]) -> I
             wanted.setdefault(name, []).append(requirement)
     for name, packages in sorted(wanted.items()):
         versions = {each.name: installed(each.name) for each in packages}
-        lacking = [p for p in packages if (v := versions[p.name]) is None or not p.specifier.contains(v, True)]
+        lacking = [p for p in packages if (v := versions[p.name]) is None or not p.specifier.contains(v, prereleases=True)]
         found = ", ".join(f"{package} {version or '–'}" for package, version in versions.items())
         means = f"pip install '{PACKAGE}[{name}]'" if lacking else ""
         if lacking and all(versions.values()):
