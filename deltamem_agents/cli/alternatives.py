@@ -112,9 +112,9 @@ class Retrieval(Way):
     @torch.inference_mode()
     def _embed(self, texts: Sequence[str]) -> list[list[float]]:
         self.calls += len(texts)
-        model = self.engine.model.backbone.base_model
-        tokens = (self.engine.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts)
-        return [model(ids.to(model.device)).last_hidden_state[0].mean(0).tolist() for ids in tokens]
+        device, model = self.engine.model.device, self.engine.model.backbone.base_model
+        tokens = (torch.tensor([self.engine.token_ids(text)], device=device) for text in texts)
+        return [model(ids).last_hidden_state[0].mean(0).tolist() for ids in tokens]
 
 
 @dataclass

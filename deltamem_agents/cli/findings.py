@@ -180,7 +180,7 @@ def extras(requirements: list[str], installed: Callable[[str], str | None]) -> I
             wanted.setdefault(name, []).append(requirement)
     for name, packages in sorted(wanted.items()):
         versions = {each.name: installed(each.name) for each in packages}
-        lacking = [p for p in packages if (v := versions[p.name]) is None or not p.specifier.contains(v, True)]
+        lacking = [each for each in packages if not _fits(each, versions[each.name])]
         found = ", ".join(f"{package} {version or '–'}" for package, version in versions.items())
         means = f"pip install '{PACKAGE}[{name}]'" if lacking else ""
         if lacking and all(versions.values()):
@@ -188,6 +188,10 @@ def extras(requirements: list[str], installed: Callable[[str], str | None]) -> I
             yield Finding(part="extras", name=name, found=found, means=f"wants {wants}: {means}", state="wrong")
         else:
             yield Finding(part="extras", name=name, found=found, means=means, state="absent" if lacking else "fine")
+
+
+def _fits(wanted: Requirement, version: str | None) -> bool:
+    return version is not None and wanted.specifier.contains(version, prereleases=True)
 
 
 def _extras_of(requirement: Requirement) -> list[str]:
