@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
     from langchain_deltamem import ChatDeltaMem
 
-FACTS = ("My name is Nora.", "I live in Lisbon.", "My dog is called Biscuit.")
+FACTS = ("My name is Nora.", "I live in Oslo.", "My dog is called Biscuit.")
 SMALL_TALK = ("Good morning!", "I slept badly last night.")
 SAID = (SMALL_TALK[0], FACTS[0], FACTS[1], SMALL_TALK[1], FACTS[2])
 SOMEBODY_ELSE = ("My name is Oscar.", "I live in Warsaw.", "My dog is called Shadow.")
