@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import chain, count
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,9 @@ VALUES: dict[str, tuple[str, ...]] = {kind: tuple(found) for part in _LISTS.valu
 """Typical values by kind."""
 GENERATED = (*COMPOSED, *_LISTS["few"])
 """Kinds of values that open ones never take the place of: composed, or one of a few."""
+
+TRIES = 300
+"""Draws of a value that isn't taken, before a made-up word stands in."""
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w x z".split()
 _VOWELS = "a e i o u ai ee oa ou y".split()
@@ -175,6 +179,8 @@ class Values:
     ) -> str:
         """A value of `kind` that neither is nor holds any of `not_these`, nor is held by one.
 
+        Where all of a short list are taken, as of sizes, it is a made-up word.
+
         Args:
             kind: which.
             not_these: values that are taken.
@@ -184,13 +190,17 @@ class Values:
             said: attributes that are spoken of; no phrasing of theirs shows the value.
         """
         taken = [words_of(value) for value in not_these]
-        while True:
-            value = self.draw(kind, rng, split=split, mix=mix)
+        spoken = [attribute.words for attribute in said]
+
+        def free(value: str) -> bool:
             words = words_of(value)
-            if not any(words <= other or other <= words for other in taken) and not any(
-                words <= attribute.words for attribute in said
-            ):
-                return value
+            return not any(words <= other or other <= words for other in taken) and not any(
+                words <= other for other in spoken
+            )
+
+        drawn = (self.draw(kind, rng, split=split, mix=mix) for _ in range(TRIES))
+        made_up = (self._made_up(rng, split) for _ in count())
+        return next(value for value in chain(drawn, made_up) if free(value))
 
     def _word(self, rng: random.Random, split: Split) -> str:
         words = self.test_words if split == "test" else self.train_words

@@ -153,6 +153,14 @@ def test_questions_on_the_way_are_of_other_facts_and_answered_rightly(seed: int)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["train", "test"]))
+def test_where_all_of_a_few_values_are_taken_a_made_up_word_is_drawn(seed: int, split: str) -> None:
+    sizes = PEOPLE["size"]
+    found = VALUES.other("size", sizes, random.Random(seed), split=split, mix=EVERYTHING._values)  # type: ignore[arg-type]
+    assert found
+    assert not any(contains(found, size) or contains(size, found) for size in sizes)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["train", "test"]))
 def test_the_new_value_is_told_after_the_old_one(seed: int, split: str) -> None:
     episode = drawn(split, seed, EpisodeMix(kinds={"updated": 1}, facts=(1, 2, 3), open_share=0.5, people=0.3))
     texts = user_texts(episode)
