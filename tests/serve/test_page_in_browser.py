@@ -60,10 +60,10 @@ def begin(page: Page, server: Running, session: str = "alice") -> None:
     page.get_by_label("Name of a new session").fill(session)
     page.get_by_label("Name of a new session").press("Enter")
     expect(page.get_by_role("heading", level=1)).to_have_text(session)
-    page.wait_for_load_state()  # until its script runs, Enter is a line break
 
 
 def say(page: Page, text: str) -> None:
+    page.wait_for_load_state()  # until its script runs, Enter is a line break
     turns = page.locator(".turn").count()
     page.get_by_role("textbox", name="Message").fill(text)
     page.get_by_role("textbox", name="Message").press("Enter")
