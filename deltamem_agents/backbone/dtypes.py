@@ -1,6 +1,7 @@
 """The type that weights are computed in: what a checkpoint was saved in is not what every processor is fast at.
 
-A CPU without instructions for bfloat16 multiplies matrices in it four to eight times slower than in float32.
+A CPU without instructions for bfloat16 multiplies matrices in half precision four to eight times slower than in
+float32: in prompts, and where sessions decode together. One session alone decodes no slower in it.
 """
 
 import warnings
@@ -22,7 +23,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def widened(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The model in float32, in place, if it is in half precision on a CPU that has no instructions for that.
+    """The model in float32, in place, if it is in half precision on a CPU that has no instructions for bfloat16.
 
     Where memory doesn't suffice it stays as it is, with a warning.
     """
@@ -35,9 +36,9 @@ def widened(backbone: PreTrainedModel) -> PreTrainedModel:
     if free < SPARE * more:
         saved = str(backbone.dtype).removeprefix("torch.")
         warnings.warn(
-            f"this CPU has no instructions for {saved}, in which the model was saved: float32 is several times faster, "
-            f"and would take {more / 1e9:.1f} GB more, of {free / 1e9:.1f} GB that are free; the model stays as it is: "
-            "take a smaller one, or a machine with more memory",
+            f"this CPU has no instructions for {saved}, in which the model was saved: prompts are several times faster "
+            f"in float32, which would take {more / 1e9:.1f} GB more, of {free / 1e9:.1f} GB that are free; the model "
+            "stays as it is: take a smaller one, or a machine with more memory",
             stacklevel=3,
         )
         return backbone

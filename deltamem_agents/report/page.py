@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from deltamem_agents.engine.inspection import MemoryView, stored_view
@@ -14,7 +13,7 @@ from deltamem_agents.errors import SessionNotFoundError
 from deltamem_agents.report.chart import HEIGHT, WIDTH, turn_chart
 from deltamem_agents.report.heat import NEGATIVE, POSITIVE, heat_map
 from deltamem_agents.report.history import turn_changes
-from deltamem_agents.report.words import percent, said, size
+from deltamem_agents.report.words import templates
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Snapshot, StateStore
 
@@ -86,15 +85,7 @@ def session_page(
     log, view = store.log(session), stored_view(store, session)
     line = [] if info.head is None else store.line(info.head)
     changes = turn_changes(store, line)
-    environment = Environment(
-        loader=PackageLoader("deltamem_agents.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"bytes": size, "text": said, "percent": percent}
-    return environment.get_template("session.html").render(
+    return templates("deltamem_agents.report").get_template("session.html").render(
         info=info,
         shell=shlex.quote,
         view=view,

@@ -2,8 +2,19 @@
 
 import json
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from deltamem_agents.messages import Message
 from deltamem_agents.store import Entry
+
+
+def templates(package: str) -> Environment:
+    """The templates of a package, which escape whatever users have said, and know these words as filters."""
+    environment = Environment(
+        loader=PackageLoader(package), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"bytes": size, "text": said, "percent": percent}
+    return environment
 
 
 def said(entry: Entry) -> str | None:

@@ -1,9 +1,9 @@
 """`deltamem sessions report`: the page as a file, without a model unless writes are asked for."""
 
-from html import escape
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from deltamem_agents import DeltaMemEngine, SQLStore
 from deltamem_agents.report import recent_writes, session_page

@@ -3,11 +3,11 @@
 from datetime import datetime
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from deltamem_agents.report.words import percent, said, size
+from deltamem_agents.report.words import templates
 
 SECURITY = {
     "Content-Security-Policy": (
@@ -36,14 +36,8 @@ def render(template: str, **values: object) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("deltamem_agents.serve.page"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"bytes": size, "text": said, "percent": percent, "moment": _moment, "tenths": _tenths}
+    environment = templates("deltamem_agents.serve.page")
+    environment.filters |= {"moment": _moment, "tenths": _tenths}
     return environment
 
 
