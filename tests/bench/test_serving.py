@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Snapshot
+from deltamem_agents import ConfigError, DeltaMemEngine, Snapshot, StoreError
 from deltamem_agents.bench.serving import Load, LoadReport, run_load
 from deltamem_agents.bench.serving.clients import Figures, Said
 from deltamem_agents.bench.serving.ledger import Ledger, States, compare_states
@@ -176,3 +176,8 @@ def test_loads_that_make_no_sense() -> None:
         Load(leaving=1.5)
     with pytest.raises(ConfigError, match="is not killed"):
         run_load(Load(kills=1), url="http://127.0.0.1:1")
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):
+        run_load(Load(clients=1, sessions=1, seconds=0.1), url="http://127.0.0.1:9")

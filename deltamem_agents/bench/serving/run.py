@@ -77,6 +77,7 @@ def run_load(
     if url is not None and load.kills:
         raise ConfigError("a server that runs already is not killed: leave out its URL, or the kills")
     if url is not None:
+        DeltaMemEngine.connect(url, api_key=api_key).close()  # says what is wrong, where it cannot be reached
         report = _run(load, url, api_key, None)
     else:
         with tempfile.TemporaryDirectory() as folder:
