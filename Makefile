@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 
 MODEL ?= bundled
 ADAPTER ?=
+WORKERS ?= 2
 
 .PHONY: demo test test-slow standard lint bench docs pages clean
 
@@ -13,7 +14,7 @@ demo: $(READY)
 	$(BIN)/deltamem demo --model "$(MODEL)" $(if $(ADAPTER),--adapter "$(ADAPTER)")
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
