@@ -1,7 +1,6 @@
 """One turn as a transaction: prefill, decode, commit. Runs on the engine's model thread only."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Plan, Planner
 from deltamem_agents.engine.prompts import PromptWriter, divided, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
+from deltamem_agents.engine.warm import Warm, WarmRows
 from deltamem_agents.errors import ConflictError, GenerationError, MessageError, SessionError, StoreError
 from deltamem_agents.generation import (
     CallGate,
@@ -52,7 +52,7 @@ class Prepared:
     """The generation prompt at its end."""
     prompt_tokens: int
     cached_tokens: int
-    warm: "_Warm | None" = None
+    warm: Warm | None = None
     """The KV cache it has gone on from."""
     gate: CallGate | None = None
     """Where tools may be called: holds calls back from the text that is shown."""
@@ -60,16 +60,6 @@ class Prepared:
 
 Decoded = tuple[Prepared, Lane, Message]
 """A turn whose reply is complete but not committed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Warm:
-    """The KV cache that a session's last turn left behind."""
-
-    session: str
-    head: str
-    start: str | None
-    row: Row
 
 
 def _never() -> bool:
@@ -113,11 +103,11 @@ class TurnRunner:
     ) -> None:
         self.model, self.writer, self.planner, self.store = model, writer, planner, store
         self.ends = ends
-        self.fingerprint, self.transcript, self.cache_bytes = fingerprint, transcript, cache_bytes
+        self.fingerprint, self.transcript = fingerprint, transcript
         self.keep_snapshots, self.calls = keep_snapshots, calls
         self.cold_replays = 0  # turns of known sessions without a KV cache to go on from
         self.conflicts = 0  # commits that somebody else was faster than
-        self._warm: OrderedDict[str, _Warm] = OrderedDict()
+        self._warm = WarmRows(cache_bytes)
 
     def prepare(self, request: Request, cancelled: Callable[[], bool] = _never) -> Feeding[Prepared]:
         """Plans a turn and feeds its prompt, from the session's KV cache where that holds its beginning."""
@@ -188,7 +178,7 @@ class TurnRunner:
                 raise cancelled_error()
             try:
                 self._commit(request, plan, row.state, id=snapshot, reply=reply)
-                self._keep_warm(_Warm(request.session, snapshot, plan.window.start_id, row))
+                self._warm.keep(Warm(request.session, snapshot, plan.window.start_id, row))
             except ConflictError:
                 yield from self._commit_on_new_head(request, plan, cancelled, id=snapshot, reply=reply)
         elif prepared.warm is not None:
@@ -207,14 +197,14 @@ class TurnRunner:
         row = yield from self._replay(plan, cancelled, warm_for=request)
         try:
             self._commit(request, plan, row.state, id=snapshot)
-            self._keep_warm(_Warm(request.session, snapshot, plan.window.start_id, row))
+            self._warm.keep(Warm(request.session, snapshot, plan.window.start_id, row))
             return snapshot
         except ConflictError:
             return (yield from self._commit_on_new_head(request, plan, cancelled, id=snapshot))
 
     def drop_warm(self, session: str) -> None:
         """Lets go of a session's KV cache."""
-        self._warm.pop(session, None)
+        self._warm.take(session)
 
     def _feed(
         self, row: Row, pieces: Sequence[Piece], cancelled: Callable[[], bool]
@@ -347,20 +337,15 @@ class TurnRunner:
     # A KV cache only caches the one rule: it may be used when it belongs to the same head and the same window start,
     # and holds exactly the tokens that the prompt begins with.
 
-    def _take_warm(self, request: Request, plan: Plan, ids: tuple[int, ...]) -> _Warm | None:
-        warm = self._warm.pop(request.session or "", None) if request.remembers else None
+    def _take_warm(self, request: Request, plan: Plan, ids: tuple[int, ...]) -> Warm | None:
+        warm = self._warm.take(request.session or "") if request.remembers else None
         if warm is None or plan.base is None or len(plan.groups) > 1:
             return None
         fits = (warm.head, warm.start) == (plan.base.id, plan.window.start_id)
         return warm if fits and ids[: len(warm.row.ids)] == warm.row.ids else None
 
-    def _give_back(self, warm: _Warm, row: Row) -> None:
+    def _give_back(self, warm: Warm, row: Row) -> None:
         """After a turn that only read: the session's cache is what it was before."""
         before = rewound(row, warm.row)
         if before is not None and warm.session not in self._warm:
-            self._keep_warm(replace(warm, row=before))
-
-    def _keep_warm(self, warm: _Warm) -> None:
-        self._warm[warm.session] = warm
-        while sum(w.row.cache_bytes for w in self._warm.values()) > self.cache_bytes:
-            self._warm.popitem(last=False)
+            self._warm.keep(replace(warm, row=before))
