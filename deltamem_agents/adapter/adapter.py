@@ -3,10 +3,11 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from deltamem_agents.adapter import files
 from deltamem_agents.adapter.attach import AttentionSite, find_attention
@@ -121,7 +122,12 @@ class DeltaMemAdapter(nn.Module):
 
 def backbone_fingerprint(backbone: nn.Module) -> str:
     """Architecture and sizes of a backbone, in words that stay the same over dtypes and quantisation."""
-    config = backbone.config.get_text_config()  # type: ignore[union-attr,operator]
+    return architecture(cast("PreTrainedConfig", backbone.config))
+
+
+def architecture(config: PreTrainedConfig) -> str:
+    """`backbone_fingerprint` of a backbone that has this config."""
+    config = config.get_text_config()
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return (
         f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}"

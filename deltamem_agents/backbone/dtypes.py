@@ -44,3 +44,17 @@ def widened(backbone: PreTrainedModel) -> PreTrainedModel:
         return backbone
     backbone.float()  # type: ignore[no-untyped-call]
     return backbone
+
+
+def warn_if_quantised(backbone: PreTrainedModel) -> None:
+    """Warns that an adapter was trained on other weights than these, if they are quantised."""
+    if not getattr(backbone, "is_quantized", False):
+        return
+    settings = getattr(backbone.config, "quantization_config", None)
+    kind = getattr(settings, "quant_method", None) or type(settings).__name__
+    warnings.warn(
+        f"the model is loaded quantised ({getattr(kind, 'value', kind)}), and the adapter that ships for it was "
+        "trained and measured on weights that are not: it may recall less. Load it without quantization_config, or see "
+        "what is recalled (deltamem evaluate recall)",
+        stacklevel=3,
+    )

@@ -59,7 +59,7 @@ class ChatTemplate:
         if not tokenizer.chat_template:
             raise MessageError(
                 f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template: set "
-                "tokenizer.chat_template, or use an instruction-tuned model"
+                "tokenizer.chat_template, put a chat_template.jinja into its folder, or use an instruction-tuned model"
             )
         self.tokenizer = tokenizer
         self._tokens = lru_cache(maxsize=RECENT)(self._tokenise)

@@ -106,7 +106,7 @@ def _gpus() -> Finding:
 
 
 def _models() -> Iterator[Finding]:
-    from deltamem_agents.adapter.default import DEFAULT_ADAPTERS
+    from deltamem_agents.adapter.default import shipped_adapters
     from deltamem_agents.backbone.bundled import MODEL_ID, bundled_is_cached
 
     cached = bundled_is_cached()
@@ -117,8 +117,9 @@ def _models() -> Iterator[Finding]:
         means="" if cached else "93 MB at its first use; now: deltamem pull",
         state="fine" if cached else "absent",
     )
-    for model, adapter in DEFAULT_ADAPTERS.items():
-        yield Finding(part="models", name="adapter that ships", found=f"{adapter}, for the model {model!r}")
+    for adapter in shipped_adapters():
+        found = f"{adapter.folder.name}, for {' or '.join(adapter.made_for.models)}"
+        yield Finding(part="models", name="adapter that ships", found=found)
     models, adapters = hub_cache()
     for name, cached_here in (("models of the hub", models), ("adapters of the hub", adapters)):
         yield Finding(

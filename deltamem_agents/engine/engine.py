@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, backbone_fingerprint
 from deltamem_agents.adapter.default import default_adapter_path
+from deltamem_agents.backbone.dtypes import warn_if_quantised
 from deltamem_agents.backbone.load import BUNDLED, context_length, end_tokens, load_backbone, tokenizer_fingerprint
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.backbone.tools import ToolLike, ToolUse
@@ -130,7 +131,7 @@ class DeltaMemEngine(Engine):
 
         Args:
             model: "bundled", a folder, or a hub id of a causal LM.
-            adapter: an adapter, its folder or hub id; None takes the default one, which exists for the bundled model.
+            adapter: an adapter, its folder or hub id; None takes the one that ships for the model, if one does.
             device: where to put the model; None: on a GPU if there is one.
             dtype: of the backbone's weights. States are float32 always.
             model_kwargs: anything else transformers' `from_pretrained` takes.
@@ -140,11 +141,14 @@ class DeltaMemEngine(Engine):
             BackboneError: the model cannot be found or loaded.
             AdapterError: the adapter cannot be found or loaded, or does not fit.
         """
+        ships = adapter is None
         if adapter is None:
             adapter = default_adapter_path(model)
         if not isinstance(adapter, DeltaMemAdapter):
             adapter = DeltaMemAdapter.from_pretrained(adapter)
         backbone, tokenizer = load_backbone(model, device=device, dtype=dtype, model_kwargs=model_kwargs)
+        if ships:
+            warn_if_quantised(backbone)
         return cls(DeltaMemModel(backbone, adapter), tokenizer, **options)
 
     @classmethod

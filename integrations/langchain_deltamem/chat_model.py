@@ -69,7 +69,7 @@ class ChatDeltaMem(SessionChatModel):
     model: str = "bundled"
     """"bundled", a folder, or a hub id of a causal LM. Paths are meant from where the model is made."""
     adapter: str | None = None
-    """Folder or hub id of a δ-mem adapter; None takes the default one, which exists for the bundled model."""
+    """Folder or hub id of a δ-mem adapter; None takes the one that ships for the model, if one does."""
     store: StateStore | Path | str | None = Field(default=None, exclude=True, repr=False)
     """Where sessions live: a path, a database URL, ":memory:" (one a process), or None for the default file."""
     device: str | None = None
