@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from deltamem_agents.backbone.blocks import EMPTY_TURN, MARKS, Block, alternating, marked
 from deltamem_agents.backbone.boundaries import common_prefix, ends
 from deltamem_agents.backbone.calls import HERMES, CallSyntax, hermes_message, hermes_prompt, template_syntax
+from deltamem_agents.backbone.controls import Controls
 from deltamem_agents.backbone.tools import Tool
 from deltamem_agents.errors import MessageError
 from deltamem_agents.messages import Message, ToolCall
@@ -50,6 +51,7 @@ class ChatTemplate:
     The tokens are those of transformers' `apply_chat_template` on the same messages. Where the template refuses them or
     drops some, it gets the list with roles that alternate: see `blocks`. Tools, calls and their answers are written by
     the template where it can, and in the style of Hermes where it can't: the tools then stand in the system prompt.
+    Control tokens in any of these texts are tokenised as text: see `controls`.
 
     Raises:
         MessageError: when the tokenizer has no chat template.
@@ -62,6 +64,7 @@ class ChatTemplate:
                 "tokenizer.chat_template, put a chat_template.jinja into its folder, or use an instruction-tuned model"
             )
         self.tokenizer = tokenizer
+        self._controls = Controls(self._special)
         self._tokens = lru_cache(maxsize=RECENT)(self._tokenise)
 
     @cached_property
@@ -92,6 +95,7 @@ class ChatTemplate:
         """
         if not messages:
             return []
+        messages, tools, cut = self._controls.cut(messages, tools)
         own = self._own_tools(tools)
         view = self._view(messages, tools)
         text = view.text
@@ -109,7 +113,7 @@ class ChatTemplate:
         start = common_prefix(self._preamble(parts[places[0][0]][1].whole, own), text)
         stretches = [(None, start), *((parts[part][0], min(end, closed)) for part, end in places)]
         stretches += [(None, len(text))] if opened else []
-        ids = self._split(text, [place for _, place in stretches])
+        ids = self._split(text, [place for _, place in stretches], cut)
         segments = [Segment(some, owner) for some, (owner, _) in zip(ids, stretches, strict=True)]
         last = segments.pop() if opened else None  # empty where nothing needs to open an answer
         segments = [segment for segment in segments if segment.ids or segment.message is not None]
@@ -148,8 +152,13 @@ class ChatTemplate:
     @cached_property
     def _own_syntax(self) -> CallSyntax | None:
         """How the template itself writes calls, if it has tools and does so in a way that can be forced."""
-        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return template_syntax(self._text_if_accepted, special)
+        return template_syntax(self._text_if_accepted, self._special)
+
+    @property
+    def _special(self) -> set[str]:
+        """The texts of tokens that no reply and no message has."""
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return added | set(self.tokenizer.all_special_tokens)
 
     @cached_property
     def _takes_tool_messages(self) -> bool:
@@ -234,20 +243,34 @@ class ChatTemplate:
         """The tools that the template itself describes."""
         return tuple(tools) if tools and self._own_syntax is not None else ()
 
-    def _split(self, text: str, places: Sequence[int]) -> list[tuple[int, ...]]:
-        """The tokens of a text, split at places in it. A token that reaches over a place belongs before it."""
+    def _split(self, text: str, places: Sequence[int], cut: str) -> list[tuple[int, ...]]:
+        """The tokens of a text, split at places in it. A token that reaches over a place belongs before it.
+
+        Args:
+            text: with a character in each control token that is to stay text.
+            places: in the text, those characters counted.
+            cut: that character; empty: there is none.
+        """
         places = list(accumulate(places, max))
         if not self.tokenizer.is_fast:
-            parts = zip([0, *places], places, strict=False)
-            return [tuple(self.tokenizer.encode(text[start:end], add_special_tokens=False)) for start, end in parts]
-        ids, starts = self._tokens(text)
+            parts = (text[start:end] for start, end in zip([0, *places], places, strict=False))
+            return [
+                tuple(i for piece in _pieces(part, cut) for i in self.tokenizer.encode(piece, add_special_tokens=False))
+                for part in parts
+            ]
+        ids, starts = self._tokens(text, cut)
         cuts = [len(ids) if place == len(text) else bisect_left(starts, place) for place in places]
         return [ids[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
 
-    def _tokenise(self, text: str) -> tuple[tuple[int, ...], list[int]]:
+    def _tokenise(self, text: str, cut: str) -> tuple[tuple[int, ...], list[int]]:
         """The tokens of a text, and where each begins."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return tuple(found["input_ids"]), list(accumulate((start for start, _ in found["offset_mapping"]), max))
+        ids, starts, at = list[int](), list[int](), 0
+        for piece in _pieces(text, cut):
+            found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids += found["input_ids"]
+            starts += [at + start for start, _ in found["offset_mapping"]]
+            at += len(piece) + len(cut)
+        return tuple(ids), list(accumulate(starts, max))
 
     def _text(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, add_generation_prompt: bool = False
@@ -281,6 +304,10 @@ class ChatTemplate:
             if after.startswith(before) and again and first.endswith(again):
                 return first[: -len(again)]
         return ""
+
+
+def _pieces(text: str, cut: str) -> list[str]:
+    return text.split(cut) if cut else [text]
 
 
 def _plain(message: Message) -> dict[str, object]:

@@ -140,7 +140,7 @@ class TestFolders:
     def test_a_fine_tune_gets_none(
         self, part: str, dtype: torch.dtype, model: Path, adapters: Path, tmp_path: Path
     ) -> None:
-        """Also where it moved one kind of matrix alone, by three hundredths of its size, and is called like the original."""
+        """Also where it moved one kind of matrix alone, by 3 % of its size, and is called like the original."""
 
         def change(weights: dict[str, Tensor]) -> None:
             stored_as(torch.float32)(weights)
