@@ -78,27 +78,29 @@ class Metrics:
 
 
 class _TimedStore:
-    """Hands every call on to a store, and takes the time."""
+    """Hands every call of `StateStore` on to a store, and takes the time."""
 
     def __init__(self, store: StateStore, histogram: Callable[[str], Histogram]) -> None:
         self._under, self._histogram = store, histogram
-
-    def __getattr__(self, name: str) -> object:
-        method = getattr(self._under, name)
-        if not callable(method):
-            return method
-
-        def timed(*args: object, **kwargs: object) -> object:
-            with self._histogram(name).time():
-                return method(*args, **kwargs)
-
-        return timed
 
     def __enter__(self) -> "_TimedStore":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._under.close()
+
+
+def _timed(name: str) -> Callable[..., object]:
+    def timed(self: _TimedStore, *args: object, **kwargs: object) -> object:
+        with self._histogram(name).time():
+            return getattr(self._under, name)(*args, **kwargs)
+
+    return timed
+
+
+for _name in vars(StateStore):  # on the class: from Python 3.12 on, isinstance looks for a protocol's methods there
+    if not _name.startswith("_"):
+        setattr(_TimedStore, _name, _timed(_name))
 
 
 class _EngineFigures:

@@ -122,7 +122,7 @@ def test_a_tokenizer_without_offsets() -> None:
     chat = ChatTemplate(tokens)
     segments = chat.render(talk("user: a</s>b<pad>", "assistant: ok"))
     assert len(controls_in(chat, ids_of(segments))) == 2
-    assert str(tokens.decode(segments[0].ids)) == "<|im_start|>user\na</s>b<pad></s>"  # blanks after control tokens are dropped
+    assert str(tokens.decode(segments[0].ids)) == "<|im_start|>user\na</s>b<pad></s>"
 
 
 def test_what_is_left_of_a_control_token_may_be_another() -> None:
