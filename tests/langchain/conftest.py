@@ -86,3 +86,9 @@ def folders(
     tokenizer.save_pretrained(root / "model")
     tiny_model.adapter.save_pretrained(root / "adapter")
     return root / "model", root / "adapter"
+
+
+@pytest.fixture
+def names(engine: DeltaMemEngine) -> Callable[[], list[str]]:
+    """The sessions there are."""
+    return lambda: [info.name for info in engine.sessions()]

@@ -1,11 +1,14 @@
 """A tiny chat model, small enough to train in a test, and a recipe for it."""
 
+from pathlib import Path
+
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.config import DeltaMemConfig
-from deltamem_agents.train import EpisodeMix, Recipe, Stage
+from deltamem_agents.train import EpisodeMix, Recipe, Stage, Trainer
 from tests.chat import byte_tokenizer, chat_backbone
+from tests.train.runs import Make
 
 SMALL = DeltaMemConfig(rank=4, num_state_heads=2)
 
@@ -38,3 +41,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture
 def backbone() -> PreTrainedModel:
     return chat_backbone()
+
+
+@pytest.fixture
+def make(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Make:
+    def build(folder: str = "run", **changes: object) -> Trainer:
+        return Trainer(small_recipe(**changes), chat_backbone(), tokenizer, tmp_path / folder)
+
+    return build
