@@ -18,6 +18,8 @@ WHERE_FROM = (
     "trust_remote_code"
 ).split()
 """Options of transformers that say where files come from: a model and its tokenizer come from the same place."""
+TOKENIZER_FILES = ("tokenizer.", "tokenizer_config.", "vocab", "merges.", "spiece.", "sentencepiece.", "tekken.")
+"""How the names of files begin of which a tokenizer has one at least."""
 
 LONGEST_REPEAT = 16
 """Tokens: greedy replies of the bundled backbone loop, so they hold no longer run twice. A repetition penalty would end
@@ -72,6 +74,12 @@ def load_backbone(
     try:
         return backbone, AutoTokenizer.from_pretrained(path, **{k: v for k, v in options.items() if k in WHERE_FROM})
     except Exception as error:
+        folder = Path(path, str(options.get("subfolder", "")))
+        if folder.is_dir() and not any(file.name.startswith(TOKENIZER_FILES) for file in folder.iterdir()):
+            raise BackboneError(
+                f"the folder {folder} has no tokenizer: expected tokenizer.json beside the weights; save it there, as "
+                "with AutoTokenizer.from_pretrained(original).save_pretrained(folder)"
+            ) from error
         raise _unloadable(model, "tokenizer", error) from error
 
 

@@ -1,10 +1,13 @@
 """Models, tokenizers, templates and adapters that don't do: said with what was found, expected, and what to do."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from deltamem_agents import (
     AdapterError,
@@ -18,6 +21,8 @@ from deltamem_agents import (
     MessageError,
     StateError,
 )
+from deltamem_agents.adapter.default import default_adapter_path
+from deltamem_agents.backbone.bundled import MODEL_ID, bundled_is_cached
 from tests.builders import adapted, randomised, tiny
 from tests.chat import byte_tokenizer, chat_backbone, chat_model
 from tests.engine.conftest import Start, model_for
@@ -28,6 +33,86 @@ def test_a_tokenizer_without_a_chat_template() -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)
     with pytest.raises(MessageError, match=r"no chat template: set tokenizer\.chat_template"):
         DeltaMemEngine(model_for(), bare, store=":memory:")
+
+
+def saved(folder: Path) -> Path:
+    """A model with its tokenizer, and an adapter inside."""
+    model = chat_model()
+    model.adapter.save_pretrained(folder / "adapter")
+    model.detach().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    for file in (*folder.glob("tokenizer*"), *folder.glob("chat_template*")):
+        file.unlink()
+    with pytest.raises(BackboneError, match=r"has no tokenizer: expected tokenizer\.json beside .*save it there"):
+        DeltaMemEngine.from_pretrained(folder, adapter=folder / "adapter", store=":memory:")
+
+
+def test_a_folder_without_a_chat_template(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    says = rf"the tokenizer of {re.escape(str(folder))} has no chat template: .*put a chat_template\.jinja into its"
+    with pytest.raises(MessageError, match=says):
+        DeltaMemEngine.from_pretrained(folder, adapter=folder / "adapter", store=":memory:")
+
+
+def test_an_adapter_that_ships_asked_of_another_model_by_a_folder_of_its_models_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / MODEL_ID)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AdapterError, match=rf"no adapter ships for {MODEL_ID}: it is a llama-2x32.*for {MODEL_ID}"):
+        DeltaMemEngine.from_pretrained(MODEL_ID, store=":memory:")
+    shipped = default_adapter_path("bundled")
+    with pytest.raises(FingerprintError, match=r"for backbone llama-30x576.*at hand is llama-2x32.*load the model"):
+        DeltaMemEngine.from_pretrained(folder, adapter=shipped, store=":memory:")
+
+
+class Halved(HfQuantizer):
+    """Takes a model for quantised, as every quantiser of transformers has it taken, and leaves its weights alone."""
+
+    requires_calibration = False
+
+    def is_serializable(self, **_: object) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+@pytest.fixture(scope="module")
+def quantisation() -> QuantizationConfigMixin:
+    """A kind of quantisation that transformers is told of, as packages with one do."""
+    register_quantizer("halved")(Halved)
+    register_quantization_config("halved")(QuantizationConfigMixin)
+    return QuantizationConfigMixin(quant_method="halved")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not bundled_is_cached(), reason="the bundled model is not on this machine")
+def test_a_quantised_load_of_a_model_whose_adapter_ships_warns(quantisation: QuantizationConfigMixin) -> None:
+    options = {"quantization_config": quantisation}
+    says = r"loaded quantised \(halved\), and the adapter that ships .*may recall less\. Load it without"
+    with pytest.warns(UserWarning, match=says):
+        DeltaMemEngine.bundled(store=":memory:", model_kwargs=options).close()
+
+
+def test_a_quantised_load_with_an_adapter_of_ones_own_is_taken_as_it_is(
+    quantisation: QuantizationConfigMixin, tmp_path: Path
+) -> None:
+    """It may have been trained on just this."""
+    folder, options = saved(tmp_path), {"quantization_config": quantisation}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*quantised.*")
+        with DeltaMemEngine.from_pretrained(
+            folder, adapter=folder / "adapter", store=":memory:", model_kwargs=options
+        ) as engine:
+            assert engine.model.backbone.is_quantized
+            goes_on(engine)
 
 
 def test_a_template_that_refuses_a_role(start: Start) -> None:
