@@ -251,6 +251,14 @@ class TestNames:
             default_adapter_path(OWNER, among=adapters)
 
 
+def test_tensors_that_were_quantised_otherwise_are_left_out(adapters: Path, model: Path, tmp_path: Path) -> None:
+    copy = copied(model, tmp_path / "copy", tuned("v_proj", 0.1))
+    with pytest.raises(AdapterError, match="v_proj"):
+        default_adapter_path(copy, among=adapters)
+    record(adapters / "tiny", model, models=[OWNER], without=["v_proj"])
+    assert default_adapter_path(copy, among=adapters) == adapters / "tiny"
+
+
 def test_an_adapter_that_does_not_say_what_it_is_for_is_named(adapters: Path) -> None:
     (adapters / "tiny" / "made_for.json").unlink()
     with pytest.raises(AdapterError, match=r"made_for\.json cannot be read.*write it with .*made_for\.record"):
