@@ -144,7 +144,7 @@ class TestCalls:
         assert isinstance(caught.value, BackboneError)
 
     async def test_another_model_needs_an_adapter(self, model: ChatDeltaMem, call: Callable[..., Any]) -> None:
-        with pytest.raises(AdapterError, match=r"no adapter ships for some/model: name one, .*adapter=…"):
+        with pytest.raises(AdapterError, match=r"no adapter ships for some/model: .*Name an adapter.*adapter=…"):
             await call(model.bind(model="some/model"), "hello")
 
     async def test_what_trying_again_cannot_help(
