@@ -19,6 +19,7 @@ from deltamem_agents.cli.options import (
     ModelKwargsOption,
     ModelOption,
     StoreOption,
+    WeightsOption,
 )
 from deltamem_agents.errors import DeltaMemError, MessageError
 
@@ -46,6 +47,7 @@ def chat(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     model_kwargs: ModelKwargsOption = "{}",
+    weights: WeightsOption = "full",
 ) -> None:
     """Chat with a session that remembers, one message a line; piped messages work too.
 
@@ -62,6 +64,7 @@ def chat(
         device=device,
         dtype=dtype,
         model_kwargs=model_kwargs,
+        weights=weights,
     )
     with loaded as engine:
         Conversation(

@@ -13,7 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from deltamem_agents.cli.loading import BUNDLED, load_engine
-from deltamem_agents.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelKwargsOption, ModelOption
+from deltamem_agents.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    ModelKwargsOption,
+    ModelOption,
+    WeightsOption,
+)
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
@@ -35,18 +42,20 @@ def demo(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     model_kwargs: ModelKwargsOption = "{}",
+    weights: WeightsOption = "full",
     part: Annotated[str, typer.Option(hidden=True)] = "all",
     store: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Tells an agent three facts, ends the process, and asks for them in a new one."""
-    loading = ["--model", model, "--dtype", dtype, "--model-kwargs", model_kwargs]
+    loading = ["--model", model, "--dtype", dtype, "--model-kwargs", model_kwargs, "--weights", weights]
     for option, value in (("--adapter", adapter), ("--device", device)):
         loading += [] if value is None else [option, value]
     if part != "all":
         import langchain_deltamem  # noqa: F401  # says what to install before anything is loaded
 
         engine = load_engine(
-            model, adapter=adapter, store=str(store), device=device, dtype=dtype, model_kwargs=model_kwargs
+            model, adapter=adapter, store=str(store), device=device, dtype=dtype, model_kwargs=model_kwargs,
+            weights=weights,
         )
         with engine:
             (_tell if part == "tell" else _ask)(_model(engine))

@@ -17,6 +17,7 @@ from deltamem_agents.cli.options import (
     ModelKwargsOption,
     ModelOption,
     StoreOption,
+    WeightsOption,
 )
 from deltamem_agents.errors import ConfigError
 
@@ -34,6 +35,7 @@ class Loading(TypedDict):
     device: str | None
     dtype: str
     model_kwargs: str
+    weights: str
 
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model and its adapter.")
@@ -62,6 +64,7 @@ def recall(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     model_kwargs: ModelKwargsOption = "{}",
+    weights: WeightsOption = "full",
     output: Annotated[
         Path | None, typer.Option(help="Also write every answer to this .json file, and the table to a .md beside it.")
     ] = None,
@@ -75,7 +78,8 @@ def recall(
     """
     chosen = _numbers(seeds)
     loaded = load_engine(
-        model, adapter=adapter, store=":memory:", device=device, dtype=dtype, model_kwargs=model_kwargs
+        model, adapter=adapter, store=":memory:", device=device, dtype=dtype, model_kwargs=model_kwargs,
+        weights=weights,
     )
     with loaded as engine:
         import torch
@@ -141,6 +145,7 @@ def harness(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     model_kwargs: ModelKwargsOption = "{}",
+    weights: WeightsOption = "full",
     store: StoreOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write every reply to this .json file, and the table to a .md beside it.")
@@ -156,7 +161,8 @@ def harness(
 
     require_harness()
     where = ":memory:" if memory in MEMORIES else store
-    loaded = load_engine(model, adapter=adapter, store=where, device=device, dtype=dtype, model_kwargs=model_kwargs)
+    loading = Loading(device=device, dtype=dtype, model_kwargs=model_kwargs, weights=weights)
+    loaded = load_engine(model, adapter=adapter, store=where, **loading)
     with loaded as engine:
         import torch
 
@@ -202,6 +208,7 @@ def _suite(name: str, about: str) -> Callable[..., None]:
         device: DeviceOption = None,
         dtype: DtypeOption = "auto",
         model_kwargs: ModelKwargsOption = "{}",
+        weights: WeightsOption = "full",
         output: Annotated[
             Path | None,
             typer.Option(help="Folder for every answer, the tables and the memories; a run that was stopped goes on."),
@@ -219,7 +226,7 @@ def _suite(name: str, about: str) -> Callable[..., None]:
             seed=seed,
             model=model,
             adapter=adapter,
-            loading=Loading(device=device, dtype=dtype, model_kwargs=model_kwargs),
+            loading=Loading(device=device, dtype=dtype, model_kwargs=model_kwargs, weights=weights),
             output=output,
             threads=threads,
         )

@@ -26,6 +26,7 @@ def load_engine(
     device: str | None = None,
     dtype: str = "auto",
     model_kwargs: str = "{}",
+    weights: str = "full",
 ) -> "DeltaMemEngine":
     """Loads a model with its adapter and opens a store; see `DeltaMemEngine.from_pretrained`.
 
@@ -39,9 +40,10 @@ def load_engine(
         device: where to put the model.
         dtype: of its weights.
         model_kwargs: more of what transformers takes, as a JSON object.
+        weights: "full", or "int8" for rounded ones on a CPU.
 
     Raises:
-        ConfigError: `model_kwargs` is no JSON object.
+        ConfigError: `model_kwargs` is no JSON object, or there are no such weights.
         BackboneError: the model cannot be found or loaded.
         AdapterError: the adapter cannot be found or loaded, or does not fit.
         StoreError: the store cannot be opened.
@@ -67,6 +69,7 @@ def load_engine(
             device=device,
             dtype=dtype,
             model_kwargs=more,
+            weights=weights,  # type: ignore[arg-type]  # checked there
         )
 
 

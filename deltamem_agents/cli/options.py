@@ -19,6 +19,10 @@ DtypeOption = Annotated[
         help='Of the model\'s weights, as in bfloat16; "auto": as saved, or float32 where a CPU is slow in that.',
     ),
 ]
+WeightsOption = Annotated[
+    str,
+    typer.Option("--weights", help='"int8": the model\'s weights rounded, smaller and faster on a CPU; or "full".'),
+]
 ModelKwargsOption = Annotated[
     str,
     typer.Option(

@@ -13,6 +13,7 @@ from deltamem_agents.cli.options import (
     ModelKwargsOption,
     ModelOption,
     StoreOption,
+    WeightsOption,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     model_kwargs: ModelKwargsOption = "{}",
+    weights: WeightsOption = "full",
     drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that what runs has left after SIGTERM.")] = 30.0,
 ) -> None:
     """Serve a model and its memories in the shape of OpenAI's API: chat, responses, sessions, figures."""
@@ -71,6 +73,7 @@ def serve(
             device=device,
             dtype=dtype,
             model_kwargs=model_kwargs,
+            weights=weights,
         )
 
     run(load, config, host=host, port=port, api_keys=api_keys, allow_anyone=allow_anyone)

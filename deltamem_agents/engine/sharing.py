@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from deltamem_agents.adapter import DeltaMemAdapter
-from deltamem_agents.backbone.load import BUNDLED
+from deltamem_agents.backbone.load import BUNDLED, Weights
 from deltamem_agents.engine.engine import DeltaMemEngine
 from deltamem_agents.store import StateStore
 
@@ -27,6 +27,7 @@ def shared_engine(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
     model_kwargs: Mapping[str, object] | None = None,
+    weights: Weights = "full",
 ) -> DeltaMemEngine:
     """The engine for these arguments, loaded when first asked for, and again if it is closed or another process's.
 
@@ -40,6 +41,7 @@ def shared_engine(
         device: where to put the model.
         dtype: of the backbone's weights.
         model_kwargs: anything else transformers' `from_pretrained` takes.
+        weights: "int8" rounds the backbone's weights on a CPU.
 
     Raises:
         BackboneError: the model cannot be found or loaded.
@@ -51,11 +53,11 @@ def shared_engine(
     given = dict(model_kwargs or {})
     told_apart = [one if isinstance(one, str | None) else id(one) for one in (adapter, store)]
     options = sorted((name, repr(value)) for name, value in given.items())
-    key = (os.getpid(), model, *told_apart, str(device), str(dtype), *options)
+    key = (os.getpid(), model, *told_apart, str(device), str(dtype), weights, *options)
     with _lock:
         if key not in _engines or _engines[key][0].closed:
             engine = DeltaMemEngine.from_pretrained(
-                model, adapter=adapter, store=store, device=device, dtype=dtype, model_kwargs=given
+                model, adapter=adapter, store=store, device=device, dtype=dtype, model_kwargs=given, weights=weights
             )
             _engines[key] = engine, (adapter, given)  # kept, so that nothing else gets their ids
         return _engines[key][0]

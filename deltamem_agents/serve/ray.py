@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deltamem_agents.backbone.load import Weights
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.engine.records import Transcript
 from deltamem_agents.errors import ConfigError
@@ -102,6 +103,8 @@ class RayOptions(BaseModel):
     """Of the model's weights."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """More for transformers' `from_pretrained`."""
+    weights: Weights = "full"
+    """"int8": the model's weights rounded, smaller and faster on a CPU."""
     api_keys: str | None = None
     """A file of lines `key namespace` on all machines. None: nobody is asked."""
     allow_anyone: bool = False
@@ -243,6 +246,7 @@ def _load(options: RayOptions, service: Service) -> DeltaMemEngine:
             device=options.device,
             dtype=options.dtype,
             model_kwargs=dict(options.model_kwargs),
+            weights=options.weights,
             store=store,
             recent_messages=options.recent_messages,
             transcript=options.transcript,
