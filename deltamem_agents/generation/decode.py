@@ -17,10 +17,12 @@ from transformers import (
 )
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.generation.compiled import hooked
 from deltamem_agents.generation.constraints import Constraint
 from deltamem_agents.generation.logprobs import TokenLogprob, token_logprob
 from deltamem_agents.generation.options import GenerationOptions
 from deltamem_agents.generation.rows import Batch, Row, can_batch
+from deltamem_agents.generation.slots import SlotBatch, joined
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -205,10 +207,11 @@ class Decoder:
     Args:
         model: the model.
         ends: token ids that end a reply.
+        compiled: whether compiled loops decode where they can.
     """
 
-    def __init__(self, model: DeltaMemModel, ends: Collection[int]) -> None:
-        self._model, self._ends = model, ends
+    def __init__(self, model: DeltaMemModel, ends: Collection[int], *, compiled: bool = True) -> None:
+        self._model, self._ends, self._compiled = model, ends, compiled
         self._groups: list[_Group] = []
         self._ended: list[Ended] = []
 
@@ -236,7 +239,7 @@ class Decoder:
     def _advance(self, group: "_Group") -> None:
         lanes = group.lanes
         try:
-            batch, logits = group.feed(self._model)
+            batch, logits = group.feed(self._model, compiled=self._compiled)
         except BaseException as error:
             self._ended += [(lane, error) for lane in lanes]
             group.lanes = []
@@ -269,16 +272,16 @@ class _Group:
     joinable: bool
     lanes: list[Lane] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    batch: Batch | None = None
+    batch: Batch | SlotBatch | None = None
     places: list[int] = field(default_factory=list)
     """Where the first lanes' rows are in the batch; the lanes after them have not joined it yet."""
 
-    def feed(self, model: DeltaMemModel) -> tuple[Batch, Tensor]:
+    def feed(self, model: DeltaMemModel, *, compiled: bool) -> tuple[Batch | SlotBatch, Tensor]:
         """Feeds the tokens; the batch of just these lanes, and float32 logits [lanes, V]."""
         new = [lane.row for lane in self.lanes[len(self.places) :]]
         if self.batch is None:
-            self.batch = Batch(model, new)
-        elif new or len(self.places) < len(self.batch):
+            self.batch = joined(model, new, compiled=compiled)
+        elif new or len(self.places) < len(self.batch) or (isinstance(self.batch, SlotBatch) and hooked(model)):
             self.batch = self.batch.reformed(self.places, new)
         return self.batch, self.batch.step(self.tokens, [lane.write for lane in self.lanes])
 

@@ -53,8 +53,8 @@ def rewound(row: Row, earlier: Row) -> Row | None:
     if row.ids[: len(earlier.ids)] != earlier.ids or not can_batch([row]):
         return None
     layers, kept = cast("Cache", row.cache).layers, len(earlier.ids)
-    pairs = [[tensor[:, :, :kept].clone() for tensor in _tensors(layer)] for layer in layers]
-    return Row(earlier.state, earlier.ids, _cache(pairs), earlier.carry)
+    pairs = [[tensor[:, :, :kept].clone() for tensor in kv_tensors(layer)] for layer in layers]
+    return Row(earlier.state, earlier.ids, kv_cache(pairs), earlier.carry)
 
 
 def feed(model: DeltaMemModel, row: Row, pieces: Sequence[Piece]) -> tuple[Row, Tensor]:
@@ -163,9 +163,9 @@ class Batch:
         ids = tuple(self.ids[index])
         if len(self) == 1:
             return Row(self.state, ids, self.cache, self.carry)
-        pairs = [[own(t[index : index + 1, :, -len(ids) :]) for t in _tensors(layer)] for layer in self.cache.layers]
+        pairs = [[own(t[index : index + 1, :, -len(ids) :]) for t in kv_tensors(layer)] for layer in self.cache.layers]
         carry = None if self.carry is None else self.carry[index : index + 1].clone()
-        return Row(self.state.rows(index), ids, _cache(pairs), carry)
+        return Row(self.state.rows(index), ids, kv_cache(pairs), carry)
 
 
 def _joined_carry(rows: Sequence[Row]) -> Tensor | None:
@@ -176,13 +176,13 @@ def _joined_carry(rows: Sequence[Row]) -> Tensor | None:
     return torch.cat(carries) if carries else None
 
 
-def _tensors(layer: object) -> tuple[Tensor, Tensor]:
+def kv_tensors(layer: object) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer that `can_batch` has let through."""
     growing = cast("DynamicLayer", layer)
     return cast("Tensor", growing.keys), cast("Tensor", growing.values)
 
 
-def _cache(pairs: Sequence[Sequence[Tensor]]) -> DynamicCache:
+def kv_cache(pairs: Sequence[Sequence[Tensor]]) -> DynamicCache:
     """The cache of these keys and values, a pair for each layer; nothing is copied."""
     cache = DynamicCache()
     for keys, values in pairs:
@@ -198,11 +198,11 @@ def _join(rows: Sequence[Row]) -> DynamicCache:
     longest = max(len(r.ids) for r in rows)
     pairs = []
     for number in range(len(caches[0].layers)):
-        parts = zip(*(_tensors(cache.layers[number]) for cache in caches), strict=True)
+        parts = zip(*(kv_tensors(cache.layers[number]) for cache in caches), strict=True)
         pairs.append([_left_padded(tensors, longest) for tensors in parts])
     for cache in caches:
         cache.layers.clear()  # whoever still holds the row would hold its cache a second time
-    return _cache(pairs)
+    return kv_cache(pairs)
 
 
 def _left_padded(tensors: Sequence[Tensor], longest: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltamem_agents.config import StateUpdateMode
 
-_MODES: dict[StateUpdateMode, int] = {"standard": 0, "lambda_outside": 1, "no_lambda": 2}  # as native_kernels has them
+MODES: dict[StateUpdateMode, int] = {"standard": 0, "lambda_outside": 1, "no_lambda": 2}  # as native_kernels has them
 _EVERYWHERE = torch.empty(0, 0, dtype=torch.bool)
 _NONE, _NO_MATCH = torch.empty(0), torch.empty(0, 0)
 
@@ -147,7 +147,7 @@ def native_gated_delta_rule(
         start,
         (_EVERYWHERE if writable is None else writable.contiguous()).numpy(),
         (_EVERYWHERE if valid is None else valid.contiguous()).numpy(),
-        _MODES[state_update_mode],
+        MODES[state_update_mode],
         normalize_qk,
         gate_floor,
         writes,

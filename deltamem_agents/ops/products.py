@@ -1,6 +1,8 @@
 """x Wᵀ for few rows x, by compiled loops: faster than the matrix products of libraries where W is read only once."""
 
 import threading
+from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,14 @@ SMALL = 1 << 17
 _one_at_a_time = threading.Lock()  # not every threading layer of numba can be entered twice
 
 
+@cache
+def _kernels() -> ModuleType:
+    """The loops; numba is imported with them, at the first use."""
+    from deltamem_agents.ops import product_kernels
+
+    return product_kernels
+
+
 def multiply(x: "Floats", weight: "Weights", scale: "Floats", out: "Floats") -> None:
     """Sets out to x (scale · weight)ᵀ, on as many threads as torch uses; for arrays that are known to fit.
 
@@ -27,17 +37,15 @@ def multiply(x: "Floats", weight: "Weights", scale: "Floats", out: "Floats") -> 
         scale: float32 [N], or `NO_SCALE`.
         out: float32 [M, N].
     """
-    from deltamem_agents.ops import product_kernels
-
-    threads = torch.get_num_threads()
+    kernels, threads = _kernels(), torch.get_num_threads()
     if threads == 1 or weight.size < SMALL:
-        product_kernels.product(x, weight, scale, out)
+        kernels.product(x, weight, scale, out)
         return
     import numba
 
     with _one_at_a_time:
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        product_kernels.product_in_parallel(x, weight, scale, out)
+        kernels.product_in_parallel(x, weight, scale, out)
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
