@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from deltamem_agents.cli.options import ModelOption
+
 app = typer.Typer(help="Measure the speed of the memory on this machine.")
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases.")]
@@ -149,3 +151,38 @@ def store(
     sizes = sorted(sessions or [1000])
     for line in run_store(url, sizes, state_bytes=state_bytes, threads=threads, seconds=seconds, repeats=repeats):
         typer.echo(line)
+
+
+@app.command()
+def peers(
+    prompt: Annotated[int, typer.Option(help="Tokens of each session's prompt.", min=1)] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens decoded behind it.", min=1)] = 16,
+    sessions: Annotated[list[int] | None, typer.Option(help="So many at once; repeat it. Default: 1, 8, 16.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds, in each of which everybody has a turn.", min=1)] = 5,
+    gguf: Annotated[
+        list[Path] | None, typer.Option(help="The model as a file for llama.cpp; repeat it for other types.")
+    ] = None,
+    model: ModelOption = "bundled",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
+    seed: SeedOption = 0,
+    output: OutputOption = None,
+) -> None:
+    """Measure this beside transformers' generate, llama.cpp where it is installed, and the memory's bandwidth."""
+    import torch
+
+    from deltamem_agents.bench import render
+    from deltamem_agents.bench.peers import run_peers
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    report = run_peers(
+        prompt=prompt,
+        tokens=tokens,
+        sessions=tuple(sorted(set(sessions or (1, 8, 16)))),
+        repeats=repeats,
+        gguf=gguf or (),
+        seed=seed,
+        output=output,
+        model=model,
+    )
+    typer.echo(render(report))

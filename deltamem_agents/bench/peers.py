@@ -1,0 +1,247 @@
+"""This package beside what people would run instead, on the same prompts, and beside what memory bandwidth allows."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.backbone.int8 import Int8Linear, quantized
+from deltamem_agents.backbone.load import BUNDLED
+from deltamem_agents.bench.forwards import random_ids
+from deltamem_agents.bench.machine import describe
+from deltamem_agents.bench.report import BenchReport, BenchRow
+from deltamem_agents.bench.subject import Subject, load_subject
+from deltamem_agents.generation import Piece, Row, feed
+from deltamem_agents.generation.slots import joined
+
+Prompts = Sequence[Sequence[int]]
+Decode = Callable[[int], list[int]]
+Start = Callable[[Prompts], Decode]
+"""Feeds prompts, and gives what decodes so many tokens of each, greedily and together, and says their last ones."""
+GENERATE, OURS, INT8, EAGER = "transformers' generate, frozen", "ours", "ours, int8", "ours, eager"
+FASTER, NEAR_FLOOR, TOGETHER, LLAMA_ALONE, LLAMA_TOGETHER = 3.0, 1.5, 10.0, 0.8, 1.2
+"""The project's targets: over transformers, over the floor, 16 sessions over one, and over llama.cpp."""
+READ_BYTES = 1 << 28
+"""Read at once to measure the memory's bandwidth: more than caches hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of one round, by how many sessions and who."""
+
+    prefill: dict[tuple[int, str], list[float]]
+    decode: dict[tuple[int, str], list[float]]
+    bandwidth: list[float]
+    """Bytes a second."""
+
+
+def run_peers(
+    *,
+    prompt: int = 128,
+    tokens: int = 16,
+    sessions: Sequence[int] = (1, 8, 16),
+    repeats: int = 5,
+    gguf: Sequence[Path] = (),
+    seed: int = 0,
+    output: Path | None = None,
+    model: str | Path = BUNDLED,
+) -> BenchReport:
+    """Prefill and decode of ours, with the memory written, of transformers' `generate`, and of llama.cpp, in turns.
+
+    Args:
+        prompt: tokens of each session's prompt.
+        tokens: how many are decoded behind it.
+        sessions: so many at once.
+        repeats: rounds; in each everybody has a turn.
+        gguf: the model as files for llama.cpp, in the types that are to be measured.
+        seed: of the prompts, and of the adapter where none ships for the model.
+        output: also write the report there, as .md and .json.
+        model: "bundled", or a folder.
+
+    Raises:
+        BackboneError: the model cannot be loaded.
+        OSError: `output` cannot be written.
+    """
+    subject = load_subject(model, seed=seed)
+    narrow = _in_int8(subject)
+    peers: dict[str, Start] = {
+        GENERATE: _generate(subject.frozen),
+        EAGER: _ours(subject.model, compiled=False),
+        OURS: _ours(subject.model, compiled=True),
+    }
+    if _is_int8(narrow.backbone):
+        peers[INT8] = _ours(narrow, compiled=True)
+    others, left_out = _llama_cpp(gguf, most=max(sessions), room=prompt + tokens + 8)
+    peers |= others
+    prompts = random_ids(subject, max(sessions), prompt, seed=seed).tolist()
+    with torch.inference_mode():
+        times = _measured(peers, prompts, sessions, tokens=tokens, repeats=repeats)
+    sizes = {OURS: _bytes(subject.frozen), INT8: _bytes(narrow.backbone)}
+    rows = [*_speeds(times, prompt, tokens), *_ratios(times, tokens, sizes)]
+    setup = {**describe(subject, model, seed=seed), "not run": left_out or "-"}
+    if others:
+        setup["versions"] += f", llama-cpp-python {version('llama-cpp-python')}"
+    report = BenchReport(setup=setup, rows=tuple(rows))
+    if output is not None:
+        report.save(output)
+    return report
+
+
+def _in_int8(subject: Subject) -> DeltaMemModel:
+    return DeltaMemModel(quantized(copy.deepcopy(subject.frozen)), copy.deepcopy(subject.model.adapter))
+
+
+def _is_int8(backbone: PreTrainedModel) -> bool:
+    return any(isinstance(module, Int8Linear) for module in backbone.modules())
+
+
+def _bytes(backbone: PreTrainedModel) -> int:
+    """Of the weights that each token waits for: all but an embedding of which only a row is read."""
+    once = {t.data_ptr(): t.numel() * t.element_size() for t in (*backbone.parameters(), *backbone.buffers())}
+    head = backbone.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding = cast("torch.Tensor", backbone.get_input_embeddings().weight)
+    return sum(once.values()) - (0 if head.weight.data_ptr() == embedding.data_ptr() else once[embedding.data_ptr()])
+
+
+def _ours(model: DeltaMemModel, *, compiled: bool) -> Start:
+    """Every token written: prompts one by one, as the engine feeds them, then all sessions together."""
+
+    def start(prompts: Prompts) -> Decode:
+        fed = [feed(model, Row(model.zero_state()), [Piece(tuple(prompt), write=True)]) for prompt in prompts]
+        chosen = [int(logits.argmax()) for _, logits in fed]
+
+        def decode(count: int) -> list[int]:
+            nonlocal chosen
+            batch = joined(model, [row for row, _ in fed], compiled=compiled)
+            for _ in range(count):
+                chosen = batch.step(chosen, [True] * len(chosen)).argmax(-1).tolist()
+            return chosen
+
+        return decode
+
+    return start
+
+
+def _generate(frozen: PreTrainedModel) -> Start:
+    common: dict[str, Any] = {"do_sample": False, "no_repeat_ngram_size": 0, "pad_token_id": 0}
+
+    def start(prompts: Prompts) -> Decode:
+        generate = cast("Callable[..., Any]", frozen.generate)
+        ids = torch.tensor(prompts)
+        first = generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, return_dict_in_generate=True, **common
+        )
+
+        def decode(count: int) -> list[int]:
+            known = first.sequences
+            mask = torch.ones_like(known)
+            more = {"max_new_tokens": count, "min_new_tokens": count, **common}
+            found: torch.Tensor = generate(
+                known, attention_mask=mask, past_key_values=first.past_key_values, **more
+            )
+            return found[:, -1].tolist()
+
+        return decode
+
+    return start
+
+
+def _llama_cpp(files: Sequence[Path], *, most: int, room: int) -> tuple[dict[str, Start], str]:
+    """llama.cpp with each file, and what is left out and why."""
+    if find_spec("llama_cpp") is None:
+        return {}, "llama.cpp: pip install llama-cpp-python (needs a C++ compiler), and give --gguf"
+    if not files:
+        return {}, "llama.cpp: give the model as a GGUF file with --gguf"
+    from deltamem_agents.bench.llama_cpp import LlamaCpp
+
+    threads = torch.get_num_threads()
+    return {f"llama.cpp, {f.stem}": LlamaCpp(f, sessions=most, room=room, threads=threads).start for f in files}, ""
+
+
+def _measured(
+    peers: dict[str, Start], prompts: Prompts, sessions: Sequence[int], *, tokens: int, repeats: int
+) -> Times:
+    """Who begins changes with the round; the first, which sets things up, isn't counted."""
+    names, read = list(peers), torch.ones(READ_BYTES // 4)
+    times = Times({}, {}, [])
+    for number in range(-1, repeats):
+        for count in sessions:
+            for place in range(len(names)):
+                name = names[(number + place) % len(names)]
+                few = prompts[:count] if number >= 0 else [prompt[:8] for prompt in prompts[:count]]
+                began = time.perf_counter()
+                decode = peers[name](few)
+                fed = time.perf_counter()
+                decode(tokens if number >= 0 else 2)
+                ended = time.perf_counter()
+                if number >= 0:
+                    times.prefill.setdefault((count, name), []).append(fed - began)
+                    times.decode.setdefault((count, name), []).append(ended - fed)
+        began = time.perf_counter()
+        read.sum()
+        if number >= 0:
+            times.bandwidth.append(READ_BYTES / (time.perf_counter() - began))
+    return times
+
+
+def _speeds(times: Times, prompt: int, tokens: int) -> list[BenchRow]:
+    """Tokens a second of everybody."""
+    rows = []
+    for what, each, found in (("prefill", prompt, times.prefill), ("decode", tokens, times.decode)):
+        for (count, name), taken in found.items():
+            speeds = tuple(count * each / seconds for seconds in taken)
+            rows.append(BenchRow(name=f"{what}, {_said(count)}: {name}", samples=speeds, unit="tokens/s"))
+    return rows
+
+
+def _ratios(times: Times, tokens: int, sizes: dict[str, int]) -> list[BenchRow]:
+    """Speeds by one another, and times by the floor."""
+    known = {name for _, name in times.decode}
+    rows, ours = list[BenchRow](), [name for name in (EAGER, OURS, INT8) if name in known]
+    llamas = sorted(name for name in known if name.startswith("llama.cpp"))
+    counts = sorted({count for count, _ in times.decode})
+
+    def speed(found: dict[tuple[int, str], list[float]], what: str, count: int, name: str, other: str) -> BenchRow:
+        target = _target(what, count, name, other)
+        label = f"{what}, {_said(count)}: {name} ÷ {other}, tokens/s"
+        above, below = found[count, other], found[count, name]
+        return BenchRow.ratio(label, above, below, target=target, at_least=True, unit="s")
+
+    for what, found in (("prefill", times.prefill), ("decode", times.decode)):
+        for count in counts:
+            rows += [speed(found, what, count, name, GENERATE) for name in ours]
+            rows += [speed(found, what, count, name, other) for name in ours if name != EAGER for other in llamas]
+    for name in ours:
+        if len(counts) > 1:
+            label, most = f"decode: {name}, {_said(counts[-1])} ÷ {_said(counts[0])}, tokens/s", counts[-1]
+            above, below = times.decode[counts[0], name], times.decode[most, name]
+            factor, target = most / counts[0], TOGETHER if (counts[0], most) == (1, 16) else None
+            rows.append(BenchRow.ratio(label, above, below, factor=factor, target=target, at_least=True, unit="s"))
+    if counts[0] == 1:
+        for name in (OURS, INT8):
+            if name in ours:
+                floor = [tokens * sizes[name] / bandwidth for bandwidth in times.bandwidth]
+                label = f"decode, 1 session: {name}, time ÷ floor of {sizes[name] / 1e6:,.0f} MB a token"
+                rows.append(BenchRow.ratio(label, times.decode[1, name], floor, target=NEAR_FLOOR, unit="s"))
+    gigabytes = tuple(bandwidth / 1e9 for bandwidth in times.bandwidth)
+    return [*rows, BenchRow(name="bandwidth of memory, read", samples=gigabytes, unit="GB/s")]
+
+
+def _target(what: str, count: int, name: str, other: str) -> float | None:
+    if what == "prefill" or name == EAGER:
+        return None
+    if other == GENERATE:
+        return FASTER if count == 1 else None
+    return {1: LLAMA_ALONE, 16: LLAMA_TOGETHER}.get(count)
+
+
+def _said(count: int) -> str:
+    return "1 session" if count == 1 else f"{count} sessions"
