@@ -6,7 +6,7 @@ faster: the compiled loops of `ops.products` serve instead.
 """
 
 import warnings
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 
 from deltamem_agents.ops import native_available
 from deltamem_agents.ops.products import int8_linear, quantize_rows
+
+Weights = Literal["full", "int8"]
+"""How a backbone's weights are kept: as loaded, or as int8 rows with scales, which decode faster on a CPU."""
 
 
 class Int8Linear(nn.Module):
@@ -85,6 +88,12 @@ def quantized(backbone: PreTrainedModel) -> PreTrainedModel:
                 if child is output and tied and type(embedding) is nn.Embedding:
                     backbone.set_input_embeddings(Int8Embedding(narrow))
     return cast("PreTrainedModel", backbone.float())  # type: ignore[no-untyped-call]
+
+
+def kind_of_weights(backbone: PreTrainedModel) -> str:
+    """What the model computes in, and whether its weights are int8, in words."""
+    narrow = any(isinstance(module, Int8Linear) for module in backbone.modules())
+    return f"{backbone.dtype}, int8 weights" if narrow else str(backbone.dtype)
 
 
 def _obstacle(backbone: PreTrainedModel) -> str | None:

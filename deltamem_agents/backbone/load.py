@@ -2,20 +2,18 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.backbone.bundled import bundled_path
 from deltamem_agents.backbone.dtypes import widened
-from deltamem_agents.backbone.int8 import quantized
+from deltamem_agents.backbone.int8 import Weights, quantized
 from deltamem_agents.errors import BackboneError, ConfigError, UnsupportedArchitectureError
 
 BUNDLED = "bundled"
 """The name under which the bundled backbone goes wherever a model is asked for."""
-Weights = Literal["full", "int8"]
-"""How a backbone's weights are kept: as loaded, or as int8 rows with scales, which decode faster on a CPU."""
 WHERE_FROM = (
     "cache_dir code_revision force_download gguf_file local_files_only proxies revision subfolder token "
     "trust_remote_code"

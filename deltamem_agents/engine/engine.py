@@ -11,14 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel, backbone_fingerprint
 from deltamem_agents.adapter.default import default_adapter_path
 from deltamem_agents.backbone.dtypes import warn_if_quantised
-from deltamem_agents.backbone.load import (
-    BUNDLED,
-    Weights,
-    context_length,
-    end_tokens,
-    load_backbone,
-    tokenizer_fingerprint,
-)
+from deltamem_agents.backbone.int8 import Weights
+from deltamem_agents.backbone.load import BUNDLED, context_length, end_tokens, load_backbone, tokenizer_fingerprint
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.backbone.tools import ToolLike, ToolUse
 from deltamem_agents.engine.forgetting import forget_message
@@ -155,12 +149,10 @@ class DeltaMemEngine(Engine):
             adapter = default_adapter_path(model)
         if not isinstance(adapter, DeltaMemAdapter):
             adapter = DeltaMemAdapter.from_pretrained(adapter)
-        backbone, tokenizer = load_backbone(
-            model, device=device, dtype=dtype, model_kwargs=model_kwargs, weights=weights
-        )
+        loaded = load_backbone(model, device=device, dtype=dtype, model_kwargs=model_kwargs, weights=weights)
         if ships:
-            warn_if_quantised(backbone)
-        return cls(DeltaMemModel(backbone, adapter), tokenizer, **options)
+            warn_if_quantised(loaded[0])
+        return cls(DeltaMemModel(loaded[0], adapter), loaded[1], **options)
 
     @classmethod
     def bundled(
@@ -173,9 +165,8 @@ class DeltaMemEngine(Engine):
         **options: Unpack[EngineOptions],
     ) -> Self:
         """The bundled model with its default adapter. The first call fetches the model, about 93 MB."""
-        return cls.from_pretrained(
-            BUNDLED, device=device, dtype=dtype, model_kwargs=model_kwargs, weights=weights, **options
-        )
+        return cls.from_pretrained(BUNDLED, device=device, dtype=dtype, model_kwargs=model_kwargs, weights=weights,
+                                   **options)
 
     @staticmethod
     def connect(url: str, *, api_key: str | None = None, timeout: float = 600.0) -> "RemoteEngine":

@@ -11,7 +11,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from deltamem_agents.adapter import DeltaMemAdapter
-from deltamem_agents.backbone.load import BUNDLED, Weights
+from deltamem_agents.backbone.int8 import Weights
+from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.engine.engine import DeltaMemEngine
 from deltamem_agents.store import StateStore
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 import transformers
 
+from deltamem_agents.backbone.int8 import kind_of_weights
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.evaluate.intervals import bootstrap, wilson
 from deltamem_agents.evaluate.judging import Measure, Verdict
@@ -163,7 +164,8 @@ def circumstances(engine: DeltaMemEngine) -> dict[str, str]:
         "machine": machine,
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
-        "backbone": f"{Path(engine.model.backbone.config.name_or_path or '?').name}, {engine.model.backbone.dtype}",
+        "backbone": f"{Path(engine.model.backbone.config.name_or_path or '?').name}, "
+        f"{kind_of_weights(engine.model.backbone)}",
         "fingerprint (backbone+tokenizer+adapter)": engine.fingerprint,
     }
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltamem_agents.backbone.load import Weights
+from deltamem_agents.backbone.int8 import Weights
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.engine.records import Transcript
 from deltamem_agents.errors import ConfigError

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deltamem_agents import DeltaMemEngine
-from deltamem_agents.backbone.int8 import Int8Embedding, Int8Linear, quantized
+from deltamem_agents.backbone.int8 import Int8Embedding, Int8Linear, kind_of_weights, quantized
 from deltamem_agents.backbone.load import load_backbone
 from deltamem_agents.errors import ConfigError
 from tests.builders import adapted, tiny, tokens
@@ -125,3 +125,8 @@ def test_elsewhere_the_model_stays_as_it_is_and_says_so_once() -> None:
     assert len(caught) == 1
     assert 'the model is on meta: load it with device="cpu"' in str(caught[0].message)
     assert not any(isinstance(layer, Int8Linear) for layer in backbone.modules())
+
+
+def test_the_kind_of_weights_is_said() -> None:
+    assert kind_of_weights(tiny()) == "torch.float32"
+    assert kind_of_weights(quantized(tiny())) == "torch.float32, int8 weights"

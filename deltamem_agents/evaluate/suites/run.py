@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from deltamem_agents.backbone.int8 import kind_of_weights
 from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.engine.prompts import PromptWriter
@@ -69,7 +70,7 @@ def evaluate_suite(
         "template": _digest(engine.tokenizer.chat_template),
         "decoding": f"greedy, at most {suite.answer_tokens} tokens",
         "fingerprint": engine.fingerprint,
-        "dtype": str(engine.model.backbone.dtype),
+        "dtype": kind_of_weights(engine.model.backbone),
     }
     records = RecordFile(None if output is None else output / "records.jsonl", setup)
     texts = KeptTexts(None if output is None else output / "texts.jsonl")
