@@ -87,7 +87,11 @@ def quantized(backbone: PreTrainedModel) -> PreTrainedModel:
                 setattr(parent, name, narrow)
                 if child is output and tied and type(embedding) is nn.Embedding:
                     backbone.set_input_embeddings(Int8Embedding(narrow))
-    return cast("PreTrainedModel", backbone.float())  # type: ignore[no-untyped-call]
+    backbone.float()  # type: ignore[no-untyped-call]
+    for kept in (*backbone.parameters(), *backbone.buffers()):
+        if kept.dtype != torch.int8:
+            kept.data = kept.data.clone()  # a tensor out of the checkpoint's file keeps all of it mapped
+    return backbone
 
 
 def kind_of_weights(backbone: PreTrainedModel) -> str:

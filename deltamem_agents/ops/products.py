@@ -17,6 +17,8 @@ FEW_ROWS = 32
 NO_SCALE = np.empty(0, np.float32)
 SMALL = 1 << 17
 """Weights with fewer elements are read faster by one thread than they are shared out."""
+BLOCK = 1 << 20
+"""Weights that are widened or rounded at once."""
 _one_at_a_time = threading.Lock()  # not every threading layer of numba can be entered twice
 
 
@@ -53,9 +55,14 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     scale = max |row| / 127, so no weight is off by more than half of that.
     """
-    wide = weight.detach().float()
-    scale = (wide.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    return (wide / scale.unsqueeze(1)).round_().to(torch.int8), scale
+    narrow, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    rows = max(1, BLOCK // weight.shape[1])  # at once: a large matrix is never there a second time
+    for begin in range(0, len(scale), rows):
+        wide = weight.detach()[begin : begin + rows].float()
+        part = scale[begin : begin + rows]
+        part.copy_(wide.abs().amax(1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+        narrow[begin : begin + rows] = (wide / part.unsqueeze(1)).round_().to(torch.int8)
+    return narrow, scale
 
 
 def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -97,7 +104,7 @@ def _by_blocks(x: torch.Tensor, weight: "NDArray[np.int8]", scale: "Floats", out
     from deltamem_agents.ops.product_kernels import widen
 
     count, size = weight.shape
-    rows = min(count, max(1, (1 << 20) // size))
+    rows = min(count, max(1, BLOCK // size))
     wide = torch.empty(rows, size)
     for begin in range(0, count, rows):
         end = min(count, begin + rows)
