@@ -4,8 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,8 +25,8 @@ Decode = Callable[[int], list[int]]
 Start = Callable[[Prompts], Decode]
 """Feeds prompts, and gives what decodes so many tokens of each, greedily and together, and says their last ones."""
 GENERATE, OURS, INT8, EAGER = "transformers' generate, frozen", "ours", "ours, int8", "ours, eager"
-FASTER, NEAR_FLOOR, TOGETHER, LLAMA_ALONE, LLAMA_TOGETHER = 3.0, 1.5, 10.0, 0.8, 1.2
-"""The project's targets: over transformers, over the floor, 16 sessions over one, and over llama.cpp."""
+FASTER, NEAR_FLOOR, TOGETHER = 3.0, 1.5, 10.0
+"""The project's targets: over transformers, over the floor, and 16 sessions over one."""
 READ_BYTES = 1 << 28
 """Read at once to measure the memory's bandwidth: more than caches hold."""
 
@@ -49,19 +47,17 @@ def run_peers(
     tokens: int = 16,
     sessions: Sequence[int] = (1, 8, 16),
     repeats: int = 5,
-    gguf: Sequence[Path] = (),
     seed: int = 0,
     output: Path | None = None,
     model: str | Path = BUNDLED,
 ) -> BenchReport:
-    """Prefill and decode of ours, with the memory written, of transformers' `generate`, and of llama.cpp, in turns.
+    """Prefill and decode of ours, with the memory written, and of transformers' `generate`, in turns.
 
     Args:
         prompt: tokens of each session's prompt.
         tokens: how many are decoded behind it.
         sessions: so many at once.
         repeats: rounds; in each everybody has a turn.
-        gguf: the model as files for llama.cpp, in the types that are to be measured.
         seed: of the prompts, and of the adapter where none ships for the model.
         output: also write the report there, as .md and .json.
         model: "bundled", or a folder.
@@ -79,16 +75,12 @@ def run_peers(
     }
     if _is_int8(narrow.backbone):
         peers[INT8] = _ours(narrow, compiled=True)
-    others, left_out = _llama_cpp(gguf, most=max(sessions), room=prompt + tokens + 8)
-    peers |= others
     prompts = random_ids(subject, max(sessions), prompt, seed=seed).tolist()
     with torch.inference_mode():
         times = _measured(peers, prompts, sessions, tokens=tokens, repeats=repeats)
     sizes = {OURS: _bytes(subject.frozen), INT8: _bytes(narrow.backbone)}
     rows = [*_speeds(times, prompt, tokens), *_ratios(times, tokens, sizes)]
-    setup = {**describe(subject, model, seed=seed), "not run": left_out or "-"}
-    if others:
-        setup["versions"] += f", llama-cpp-python {version('llama-cpp-python')}"
+    setup = {**describe(subject, model, seed=seed), "not run": "llama.cpp and vLLM, which have no driver here"}
     report = BenchReport(setup=setup, rows=tuple(rows))
     if output is not None:
         report.save(output)
@@ -154,18 +146,6 @@ def _generate(frozen: PreTrainedModel) -> Start:
     return start
 
 
-def _llama_cpp(files: Sequence[Path], *, most: int, room: int) -> tuple[dict[str, Start], str]:
-    """llama.cpp with each file, and what is left out and why."""
-    if find_spec("llama_cpp") is None:
-        return {}, "llama.cpp: pip install llama-cpp-python (needs a C++ compiler), and give --gguf"
-    if not files:
-        return {}, "llama.cpp: give the model as a GGUF file with --gguf"
-    from deltamem_agents.bench.llama_cpp import LlamaCpp
-
-    threads = torch.get_num_threads()
-    return {f"llama.cpp, {f.stem}": LlamaCpp(f, sessions=most, room=room, threads=threads).start for f in files}, ""
-
-
 def _measured(
     peers: dict[str, Start], prompts: Prompts, sessions: Sequence[int], *, tokens: int, repeats: int
 ) -> Times:
@@ -206,19 +186,17 @@ def _ratios(times: Times, tokens: int, sizes: dict[str, int]) -> list[BenchRow]:
     """Speeds by one another, and times by the floor."""
     known = {name for _, name in times.decode}
     rows, ours = list[BenchRow](), [name for name in (EAGER, OURS, INT8) if name in known]
-    llamas = sorted(name for name in known if name.startswith("llama.cpp"))
     counts = sorted({count for count, _ in times.decode})
 
-    def speed(found: dict[tuple[int, str], list[float]], what: str, count: int, name: str, other: str) -> BenchRow:
-        target = _target(what, count, name, other)
-        label = f"{what}, {_said(count)}: {name} ÷ {other}, tokens/s"
-        above, below = found[count, other], found[count, name]
+    def speed(found: dict[tuple[int, str], list[float]], what: str, count: int, name: str) -> BenchRow:
+        target = _target(what, count, name)
+        label = f"{what}, {_said(count)}: {name} ÷ {GENERATE}, tokens/s"
+        above, below = found[count, GENERATE], found[count, name]
         return BenchRow.ratio(label, above, below, target=target, at_least=True, unit="s")
 
     for what, found in (("prefill", times.prefill), ("decode", times.decode)):
         for count in counts:
-            rows += [speed(found, what, count, name, GENERATE) for name in ours]
-            rows += [speed(found, what, count, name, other) for name in ours if name != EAGER for other in llamas]
+            rows += [speed(found, what, count, name) for name in ours]
     for name in ours:
         if len(counts) > 1:
             label, most = f"decode: {name}, {_said(counts[-1])} ÷ {_said(counts[0])}, tokens/s", counts[-1]
@@ -235,12 +213,10 @@ def _ratios(times: Times, tokens: int, sizes: dict[str, int]) -> list[BenchRow]:
     return [*rows, BenchRow(name="bandwidth of memory, read", samples=gigabytes, unit="GB/s")]
 
 
-def _target(what: str, count: int, name: str, other: str) -> float | None:
+def _target(what: str, count: int, name: str) -> float | None:
     if what == "prefill" or name == EAGER:
         return None
-    if other == GENERATE:
-        return FASTER if count == 1 else None
-    return {1: LLAMA_ALONE, 16: LLAMA_TOGETHER}.get(count)
+    return FASTER if count == 1 else None
 
 
 def _said(count: int) -> str:

@@ -159,15 +159,12 @@ def peers(
     tokens: Annotated[int, typer.Option(help="Tokens decoded behind it.", min=1)] = 16,
     sessions: Annotated[list[int] | None, typer.Option(help="So many at once; repeat it. Default: 1, 8, 16.")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds, in each of which everybody has a turn.", min=1)] = 5,
-    gguf: Annotated[
-        list[Path] | None, typer.Option(help="The model as a file for llama.cpp; repeat it for other types.")
-    ] = None,
     model: ModelOption = "bundled",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
     seed: SeedOption = 0,
     output: OutputOption = None,
 ) -> None:
-    """Measure this beside transformers' generate, llama.cpp where it is installed, and the memory's bandwidth."""
+    """Measure this beside transformers' generate and the memory's bandwidth."""
     import torch
 
     from deltamem_agents.bench import render
@@ -180,7 +177,6 @@ def peers(
         tokens=tokens,
         sessions=tuple(sorted(set(sessions or (1, 8, 16)))),
         repeats=repeats,
-        gguf=gguf or (),
         seed=seed,
         output=output,
         model=model,

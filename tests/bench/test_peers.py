@@ -1,6 +1,5 @@
 """Peers on a tiny model: everybody decodes the same, and who isn't there is named. How fast is no test's business."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,6 @@ def test_everybody_is_measured_at_each_number_of_sessions(folder: Path, tmp_path
     assert rows["bandwidth of memory, read"].value > 0
     assert any("÷ floor of" in name for name in rows)
     assert "decode, 2 sessions: ours" in (tmp_path / "out.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama.cpp is installed here")
-def test_a_peer_that_is_not_installed_is_named(folder: Path) -> None:
-    report = run_peers(prompt=4, tokens=1, sessions=(1,), repeats=1, model=folder, gguf=[folder / "model.gguf"])
-    assert "llama.cpp: pip install llama-cpp-python" in report.setup["not run"]
 
 
 @torch.inference_mode()
