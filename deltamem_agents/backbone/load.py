@@ -45,7 +45,7 @@ def load_backbone(
         model_kwargs: anything else `AutoModelForCausalLM.from_pretrained` takes, such as `device_map` or
             `quantization_config`. What says where the files come from, such as `revision`, `subfolder` or `token`,
             counts for the tokenizer too.
-        weights: "int8" rounds the weights of linear layers to int8 on a CPU, for about a quarter of the memory and
+        weights: "int8" rounds the weights of linear layers to int8 on a CPU, for about a quarter of their bytes and
             faster decoding; everything else is then float32. Where that can't be, a warning says so.
 
     Raises:

@@ -137,7 +137,7 @@ class DeltaMemEngine(Engine):
             device: where to put the model; None: on a GPU if there is one.
             dtype: of the backbone's weights. States are float32 always.
             model_kwargs: anything else transformers' `from_pretrained` takes.
-            weights: "int8" rounds the backbone's weights on a CPU: a quarter of the memory, and faster replies.
+            weights: "int8" rounds the backbone's weights on a CPU: a quarter of their bytes, and faster replies.
             **options: those of the class, such as `store` and `recent_messages`.
 
         Raises:
