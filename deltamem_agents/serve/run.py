@@ -20,7 +20,7 @@ from deltamem_agents.serve.patience import headers_within
 from deltamem_agents.serve.service import Service
 
 LAST_SECONDS = 2
-"""How long connections have to end by themselves once the time to drain is over."""
+"""How long connections have to end by themselves once nothing is under way."""
 
 
 def serve(
@@ -107,6 +107,7 @@ class _Server(uvicorn.Server):
         log.info("draining", extra={"fields": {"under_way": self._service.gate.under_way, "timeout": timeout}})
         if not await self._service.gate.drain(timeout):
             log.warning("cancelling", extra={"fields": {"under_way": self._service.gate.under_way}})
+            self.config.timeout_graceful_shutdown = 0
         self.should_exit = True
 
     def _failed(self, error: Exception) -> None:
