@@ -299,7 +299,7 @@ def compiled_step(model: DeltaMemModel) -> CompiledStep | None:
     reason = obstacle(model)
     if reason is not None:
         if known != reason and model.device.type == "cpu":
-            log.info("decoding by the model's own forward, not by compiled loops: %s", reason)
+            log.warning("decoding by the model's own forward, not by compiled loops: %s", reason)
         model.__dict__["_compiled_step"] = reason
         return None
     if not isinstance(known, CompiledStep) or known.places != _places(model):

@@ -43,6 +43,8 @@ class EpisodeMix(BaseModel):
     names: float = Field(default=0.0, ge=0, le=1)
     """Share of facts, on top of chance, about what somebody is called: the speaker, a dog, a sister, a boss. One is
     easily taken for another."""
+    common: float = Field(default=0.0, ge=0, le=1)
+    """Share of facts, on top of chance, about the two dozen commonest attributes: a name, a city, a dog, a job."""
     people: float = Field(default=0.0, ge=0, le=1)
     """Share of facts that are about another person."""
     relatives: float = Field(default=0.0, ge=0, le=1)
@@ -278,6 +280,8 @@ class _Draft:
         pool = _DATED if dated and mix.attributes == "known" else _POOLS[mix.attributes]
         if mix.names and pool is _PLAIN and len(facts) < len(_NAMES) and rng.random() < mix.names:
             pool = _NAMES
+        if mix.common and pool is _PLAIN and rng.random() < mix.common:
+            pool = _POOLS["basic"]
         about = [a for a in pool if a.train_about] if rng.random() < mix.people and people else []
         return rng.choice(about or pool), rng.choice(people) if about else None
 

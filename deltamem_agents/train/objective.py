@@ -221,7 +221,8 @@ class Objective:
             if self.recipe.prose:
                 prose = plain_prose(model, template, count=PASSAGES, seed=seed, length=64, progress=progress)
             long = prose[: len(prose) // 2]
-            prompts = plain_replies(model, template, self.data, prose=long, seed=seed, progress=progress)
+            count = self.recipe.unrelated_prompts
+            prompts = plain_replies(model, template, self.data, prose=long, seed=seed, count=count, progress=progress)
             passages = [Unrelated((), beginning(template.tokenizer, text, PASSAGE)) for text in prose]
             self._unrelated = {False: prompts, True: passages or prompts}
         return self._unrelated

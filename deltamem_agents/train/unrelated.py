@@ -41,7 +41,7 @@ def plain_replies(
     *,
     prose: Sequence[str] = (),
     seed: int,
-    count: int = 252,
+    count: int,
     length: int = 32,
     cache_dir: Path | None = None,
     progress: Progress | None = None,

@@ -140,6 +140,14 @@ def test_a_share_of_facts_is_about_what_somebody_is_called() -> None:
     assert all(tag in called for tag in asked)
 
 
+def test_a_share_of_facts_is_about_the_commonest_attributes() -> None:
+    basic = {a.name for a in ATTRIBUTES if a.area == "basics"}
+    asked = {c: [drawn("train", s, EpisodeMix(facts=(3,), common=c)).tags[-1] for s in range(80)] for c in (0.0, 0.5, 1.0)}
+    shares = {common: sum(tag in basic for tag in tags) / len(tags) for common, tags in asked.items()}
+    assert shares[0.0] < 0.3 < shares[0.5] < 0.8
+    assert shares[1.0] == 1.0
+
+
 @given(st.integers(0, 10**6))
 def test_questions_on_the_way_are_of_other_facts_and_answered_rightly(seed: int) -> None:
     kinds = {"told": 3, "updated": 1, "untold": 1}
