@@ -113,11 +113,11 @@ class Client:
         body = {
             "model": self._model,
             "messages": [*history[-RECALLED:], asked],
-            "session_id": said.session,
             "max_tokens": self._tokens,
             "stream": True,
         }
-        async with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        headers = {"x-session-id": said.session}  # where several replicas answer, they are chosen by it
+        async with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
             if answer.status_code != 200:
                 self._figures.refuse(str(answer.status_code))
                 return float(answer.headers.get("retry-after", "1"))
