@@ -12,7 +12,8 @@ from transformers import AutoConfig
 from deltamem_agents.adapter.adapter import architecture
 from deltamem_agents.adapter.files import CONFIG_FILE
 from deltamem_agents.adapter.made_for import MadeFor
-from deltamem_agents.errors import AdapterError, BackboneError
+from deltamem_agents.adapter.named import located
+from deltamem_agents.errors import AdapterError
 
 SHIPPED = Path(str(files("deltamem_agents") / "adapters"))
 """A folder each, with a `made_for.json`: a new one is found by being there."""
@@ -67,12 +68,9 @@ def default_adapter_path(model: str | Path, *, among: Path = SHIPPED) -> Path:
     """
     shipped = list(shipped_adapters(among))
     name = str(model)
-    if name != BUNDLED and Path(model).is_dir():
-        return _for_folder(Path(model), shipped)
-    if isinstance(model, Path) or name.startswith(("/", ".", "~")):
-        raise BackboneError(
-            f"there is no folder {model}: expected a model's folder, a hub id like owner/name, or bundled"
-        )
+    folder = Path(located(model))
+    if name != BUNDLED and folder.is_dir():
+        return _for_folder(folder, shipped)
     for adapter in shipped:
         if name.lower() in (known.lower() for known in adapter.made_for.models):
             return adapter.folder

@@ -21,6 +21,8 @@ from deltamem_agents.layer import DeltaMemLayer, LayerShape
 CONFIG_FILE = "delta_mem_config.json"
 WEIGHTS_FILE = "delta_mem_adapter.safetensors"
 PUBLISHED_WEIGHTS_FILE = "delta_mem_adapter.pt"
+RUNS_ADAPTER, RUNS_FILES = "adapter", ("checkpoint.pt", "log.jsonl")
+"""In the folder of a training run: its adapter, once it is finished, and what is there before."""
 FORMAT = "deltamem-agents/2"
 FORMAT_WITHOUT_GATES = "deltamem-agents/1"
 """Before keys saw the token before and reads had gates: its configs know nothing of them."""
@@ -40,6 +42,8 @@ PROJECTIONS = {
 def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, Tensor], str | None]:
     """Reads a folder or hub repository: the config, float32 tensors by name, and the backbone it was made for.
 
+    The folder of a training run stands for the adapter in it.
+
     Raises:
         AdapterError: a file is missing, unreadable, foreign, or from another save than the other one.
         ConfigError: options that this package does not serve.
@@ -48,7 +52,7 @@ def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, 
     try:
         data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise AdapterError(f"{folder} has no {CONFIG_FILE}: it is not a delta-mem adapter") from error
+        raise _no_adapter(folder) from error
     except (OSError, ValueError) as error:
         raise AdapterError(f"{folder / CONFIG_FILE} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
@@ -75,7 +79,8 @@ def read_adapter(path_or_hub_id: str | Path) -> tuple[DeltaMemConfig, dict[str, 
 def _resolve(path_or_hub_id: str | Path) -> Path:
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
-        return folder
+        inside = folder / RUNS_ADAPTER
+        return inside if inside.is_dir() and not (folder / CONFIG_FILE).exists() else folder
     name = str(path_or_hub_id)
     if isinstance(path_or_hub_id, Path) or name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise AdapterError(f"no adapter at {name}: expected a folder with {CONFIG_FILE}, or a hub id like owner/name")
@@ -87,6 +92,14 @@ def _resolve(path_or_hub_id: str | Path) -> Path:
             f"{name} is not a local folder, and could not be fetched as a hub id ({type(error).__name__}: {error}): "
             "check the name and the network, or give a folder"
         ) from error
+
+
+def _no_adapter(folder: Path) -> AdapterError:
+    if any((folder / file).exists() for file in RUNS_FILES):
+        return AdapterError(
+            f"{folder} is a training run without a finished adapter: go on with deltamem train, or name another folder"
+        )
+    return AdapterError(f"{folder} has no {CONFIG_FILE}: it is not a delta-mem adapter")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from transformers import Cache, PreTrainedModel
 
 from deltamem_agents.adapter.adapter import DeltaMemAdapter
 from deltamem_agents.adapter.attach import PASS_KEY, MemoryPass, attach
+from deltamem_agents.adapter.kv_cache import cache_name
 from deltamem_agents.errors import AdapterError, StateError, UnsupportedArchitectureError
 from deltamem_agents.layer import LayerOutput
 from deltamem_agents.state import MemoryState
@@ -56,6 +57,7 @@ class DeltaMemModel(nn.Module):
             if device is not None:
                 adapter.layers[path].to(device)
         self._attached = attach(sites, adapter.layers)
+        self._cache_name = cache_name(backbone)
 
     def detach(self) -> PreTrainedModel:
         """Removes every hook and returns the backbone as it was."""
@@ -152,17 +154,16 @@ class DeltaMemModel(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep,
             use_cache=use_cache,
-            **{PASS_KEY: bound},
+            **{self._cache_name: past_key_values, PASS_KEY: bound},
         )
         new = self._collect(bound)
         device = state.tensor.device
         config = self.adapter.config
         return DeltaMemOutput(
             output.logits,
-            output.past_key_values,
+            getattr(output, self._cache_name),
             state if write is False else MemoryState(torch.stack([n.state.to(device) for n in new], 1)),
             _stacked([n.carry for n in new], 1, device) if config.key_shift else None,
             _stacked([n.gate for n in new], 2, device) if read_gates and config.read_gate != "off" else None,

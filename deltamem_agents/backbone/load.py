@@ -1,12 +1,14 @@
 """Loading backbones: the bundled one, a local folder, or a hub id."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from deltamem_agents.adapter.named import located
 from deltamem_agents.backbone.bundled import bundled_path
 from deltamem_agents.backbone.dtypes import widened
 from deltamem_agents.backbone.int8 import Weights, quantized
@@ -19,7 +21,7 @@ WHERE_FROM = (
     "trust_remote_code"
 ).split()
 """Options of transformers that say where files come from: a model and its tokenizer come from the same place."""
-TOKENIZER_FILES = ("tokenizer.", "tokenizer_config.", "vocab", "merges.", "spiece.", "sentencepiece.", "tekken.")
+TOKENIZER_FILES = ("tokenizer.", "tokenization_", "vocab", "merges.", "spiece.", "sentencepiece.", "tekken.")
 """How the names of files begin of which a tokenizer has one at least."""
 
 LONGEST_REPEAT = 16
@@ -53,9 +55,7 @@ def load_backbone(
         BackboneError: there is no such model, it cannot be loaded, or weights are missing in it.
         UnsupportedArchitectureError: it is no causal LM.
     """
-    path = bundled_path() if model == BUNDLED else model
-    if isinstance(path, Path) and not path.is_dir():
-        raise BackboneError(f"no model at {path}: expected a folder with a config.json, or a hub id like owner/name")
+    path = bundled_path() if model == BUNDLED else located(model)
     options = {"dtype": dtype, **(model_kwargs or {})}
     _check_weights(weights, options["dtype"])
     if device is None and not {"device_map", "quantization_config"} & options.keys() and torch.cuda.is_available():
@@ -79,16 +79,30 @@ def load_backbone(
         backbone = widened(backbone)
     if model == BUNDLED:
         backbone.generation_config.no_repeat_ngram_size = LONGEST_REPEAT
+    return backbone, load_tokenizer(path, options)
+
+
+def load_tokenizer(path: str | Path, options: Mapping[str, object]) -> PreTrainedTokenizerBase:
+    """Loads a model's tokenizer.
+
+    Args:
+        path: the model's folder, or hub id.
+        options: of them, those that say where files come from are used.
+
+    Raises:
+        BackboneError: there is none, or it cannot be loaded.
+    """
+    where = {name: value for name, value in options.items() if name in WHERE_FROM}
     try:
-        return backbone, AutoTokenizer.from_pretrained(path, **{k: v for k, v in options.items() if k in WHERE_FROM})
-    except Exception as error:
-        folder = Path(path, str(options.get("subfolder", "")))
+        return AutoTokenizer.from_pretrained(path, **where)
+    except Exception as error:  # transformers and tokenizers raise anything
+        folder = Path(path, str(where.get("subfolder", "")))
         if folder.is_dir() and not any(file.name.startswith(TOKENIZER_FILES) for file in folder.iterdir()):
             raise BackboneError(
-                f"the folder {folder} has no tokenizer: expected tokenizer.json beside the weights; save it there, as "
-                "with AutoTokenizer.from_pretrained(original).save_pretrained(folder)"
+                f"{folder} has a config but no tokenizer (tokenizer.json or tokenizer.model): copy it from where the "
+                "model came from"
             ) from error
-        raise _unloadable(model, "tokenizer", error) from error
+        raise _unloadable(path, "tokenizer", error) from error
 
 
 def _check_weights(weights: str, dtype: object) -> None:

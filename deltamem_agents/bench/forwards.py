@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from deltamem_agents.adapter import DeltaMemAdapter, DeltaMemModel
+from deltamem_agents.adapter.kv_cache import cache_name
 from deltamem_agents.bench.report import BenchRow, Point, Series
 from deltamem_agents.bench.subject import Subject, twin
 from deltamem_agents.config import DeltaMemConfig
@@ -59,8 +60,9 @@ def decode_steps(subject: Subject, *, cache: int, write: bool, seed: int) -> tup
     """One token more at each call, on KV caches of `cache` tokens: with memory, and frozen."""
     ids = random_ids(subject, 1, cache + 1, seed=seed)
     prompt, token = ids[:, :-1], ids[:, -1:]
+    name = cache_name(subject.frozen)
     with torch.inference_mode():
-        past = subject.frozen(input_ids=prompt, logits_to_keep=1, use_cache=True).past_key_values
+        past = {name: getattr(subject.frozen(input_ids=prompt, logits_to_keep=1, use_cache=True), name)}
         out = subject.model(prompt, logits_to_keep=1)
 
     def memory() -> None:
@@ -77,7 +79,7 @@ def decode_steps(subject: Subject, *, cache: int, write: bool, seed: int) -> tup
 
     def frozen() -> None:
         with torch.inference_mode():
-            subject.frozen(input_ids=token, past_key_values=past, logits_to_keep=1, use_cache=True)
+            subject.frozen(input_ids=token, logits_to_keep=1, use_cache=True, **past)
 
     return memory, frozen
 
@@ -145,11 +147,12 @@ def batch_series(subject: Subject, sessions: Sequence[int], *, cache: int, repea
 
     def start(rows: Sequence[Row]) -> tuple[Step, Step]:
         batch = Batch(subject.model, copy.deepcopy(rows))  # rows are spent by their batch
-        past, ids, write = copy.deepcopy(batch.cache), [row.ids[-1] for row in rows], [True] * len(rows)
+        past = {cache_name(subject.frozen): copy.deepcopy(batch.cache)}
+        ids, write = [row.ids[-1] for row in rows], [True] * len(rows)
         token = torch.tensor(ids).unsqueeze(1)
 
         def frozen() -> None:
-            subject.frozen(input_ids=token, past_key_values=past, logits_to_keep=1, use_cache=True)
+            subject.frozen(input_ids=token, logits_to_keep=1, use_cache=True, **past)
 
         return lambda: batch.step(ids, write), frozen
 

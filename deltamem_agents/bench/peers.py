@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.adapter.kv_cache import cache_name
 from deltamem_agents.backbone.int8 import Int8Linear, quantized
 from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.bench.forwards import random_ids
@@ -125,6 +126,8 @@ def _ours(model: DeltaMemModel, *, compiled: bool) -> Start:
 def _generate(frozen: PreTrainedModel) -> Start:
     common: dict[str, Any] = {"do_sample": False, "no_repeat_ngram_size": 0, "pad_token_id": 0}
 
+    cache = cache_name(frozen)
+
     def start(prompts: Prompts) -> Decode:
         generate = cast("Callable[..., Any]", frozen.generate)
         ids = torch.tensor(prompts)
@@ -136,9 +139,7 @@ def _generate(frozen: PreTrainedModel) -> Start:
             known = first.sequences
             mask = torch.ones_like(known)
             more = {"max_new_tokens": count, "min_new_tokens": count, **common}
-            found: torch.Tensor = generate(
-                known, attention_mask=mask, past_key_values=first.past_key_values, **more
-            )
+            found: torch.Tensor = generate(known, attention_mask=mask, **{cache: getattr(first, cache)}, **more)
             return found[:, -1].tolist()
 
         return decode

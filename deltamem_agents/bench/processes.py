@@ -13,6 +13,7 @@ from typing import Literal, cast
 import torch
 
 from deltamem_agents.adapter import DeltaMemModel
+from deltamem_agents.adapter.kv_cache import cache_name
 from deltamem_agents.backbone.load import load_backbone
 from deltamem_agents.bench.report import BenchRow
 from deltamem_agents.bench.subject import Subject, load_adapter
@@ -78,11 +79,11 @@ def print_peak(model: str, kind: Kind, tokens: int, threads: int, seed: int) -> 
         zeros = (torch.zeros(1, 1, 4), torch.zeros(1), torch.zeros(1, 1, 1, 1), None)
         native_gated_delta_rule(*zeros, state_update_mode="standard", rankwise_gates=True, normalize_qk=True)
     ids = torch.zeros(1, tokens, dtype=torch.long)
-    past, state, carry = None, None, None
+    past, state, carry, name = None, None, None, cache_name(backbone)
     with torch.inference_mode():
         for step in (ids, *[ids[:, :1]] * 3):
             if wrapped is None:
-                past = backbone(step, past_key_values=past, logits_to_keep=1, use_cache=True).past_key_values
+                past = getattr(backbone(step, logits_to_keep=1, use_cache=True, **{name: past}), name)
             else:
                 out = wrapped(step, past_key_values=past, state=state, carry=carry, logits_to_keep=1)
                 past, state, carry = out.past_key_values, out.state, out.carry

@@ -1,7 +1,6 @@
 """Loading an engine while somebody watches."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltamem_agents.backbone.bundled import bundled_path
@@ -49,8 +48,6 @@ def load_engine(
         StoreError: the store cannot be opened.
     """
     more = json_object(model_kwargs, option="--model-kwargs", example='{"revision": "v2"}')
-    if adapter is not None and (Path(adapter) / "adapter").is_dir():
-        adapter = str(Path(adapter) / "adapter")
     if model == BUNDLED:
         bundled_path()  # has a progress bar of its own
     with err.status(f"Loading {model}"):

@@ -7,9 +7,11 @@ import typer
 
 from deltamem_agents.cli.console import err, note
 from deltamem_agents.cli.progress import Shown, StepLine
+from deltamem_agents.cli.stopping import Stopping
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
     from deltamem_agents.train import Recipe, Record, Trainer
 
@@ -46,8 +48,6 @@ def train(
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from deltamem_agents.train import Trainer
-    from deltamem_agents.train.backbone import recipe_backbone
     from deltamem_agents.train.machine import keep_freed_memory
 
     keep_freed_memory()
@@ -58,25 +58,19 @@ def train(
     if dry_run:
         _plan(loaded, accelerator.device)
         return
-    backbone, tokenizer = recipe_backbone(loaded, accelerator.device)
     err.quiet = not accelerator.is_main_process
-    with Shown(err) as shown:
-        trainer = Trainer(
-            loaded,
-            backbone,
-            tokenizer,
-            output,
-            accelerator=accelerator,
-            progress=lambda done, of: shown.show(f"fitting state heads to the model: {done} of {of}"),
-        )
-    if accelerator.is_main_process:
-        for said in trainer.notes:
-            note(said)
-    try:
-        found = _run(trainer, until)
-    except KeyboardInterrupt:
-        note(f"stopped; the same command goes on from the last checkpoint in {output}")
-        raise typer.Exit(130) from None
+    with Stopping(listens=accelerator.num_processes == 1) as stopping:
+        try:
+            trainer = _trainer(loaded, output, accelerator)
+            for said in trainer.notes:
+                note(said)
+            found = _run(trainer, until, stopping)
+        except KeyboardInterrupt:
+            note(_stopped_at_once(output, in_a_step=stopping.gently))
+            raise typer.Exit(stopping.exit_code) from None
+    if not trainer.done(until):
+        note(f"stopped at step {trainer.step}; the same command goes on from there")
+        raise typer.Exit(stopping.exit_code)
     if accelerator.is_main_process:
         from deltamem_agents.train.card import scores
 
@@ -85,7 +79,32 @@ def train(
         typer.echo(output / "adapter")
 
 
-def _run(trainer: "Trainer", until: int | None) -> "Record":
+def _trainer(recipe: "Recipe", output: Path, accelerator: "Accelerator") -> "Trainer":
+    """Loads the model, and shows how far state heads are fitted to it."""
+    from deltamem_agents.train import Trainer
+    from deltamem_agents.train.backbone import recipe_backbone
+
+    backbone, tokenizer = recipe_backbone(recipe, accelerator.device)
+    with Shown(err) as shown:
+        return Trainer(
+            recipe,
+            backbone,
+            tokenizer,
+            output,
+            accelerator=accelerator,
+            progress=lambda done, of: shown.show(f"fitting state heads to the model: {done} of {of}"),
+        )
+
+
+def _stopped_at_once(output: Path, *, in_a_step: bool) -> str:
+    """What a run that was ended where it stood leaves."""
+    kept = (output / "checkpoint.pt").exists() or (output / "adapter").exists()
+    place = "in the middle of a step" if in_a_step else "before another step" if kept else "before the first step"
+    way_on = f"goes on from what is kept in {output}" if kept else "begins anew"
+    return f"stopped {place}: the same command {way_on}"
+
+
+def _run(trainer: "Trainer", until: int | None, stopping: Stopping) -> "Record":
     """Trains, and shows how far it is."""
     stages = trainer.recipe.stages
     with Shown(err) as shown:
@@ -96,7 +115,8 @@ def _run(trainer: "Trainer", until: int | None) -> "Record":
             total = trainer.step + trainer.recipe.steps - trainer.position
             shown.show(line.after(record, total=total if until is None else min(total, until)), keep="recall" in record)
 
-        return trainer.run(until=until, progress=show)
+        stopping.gently = True
+        return trainer.run(until=until, progress=show, stopping=stopping.asked)
 
 
 def _plan(recipe: "Recipe", device: "torch.device") -> None:

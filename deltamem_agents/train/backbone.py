@@ -5,11 +5,12 @@ from functools import partial
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from deltamem_agents.adapter.named import located
 from deltamem_agents.backbone.bundled import bundled_path
-from deltamem_agents.backbone.load import BUNDLED, load_backbone
+from deltamem_agents.backbone.load import BUNDLED, load_backbone, load_tokenizer
 from deltamem_agents.errors import BackboneError, ConfigError
 from deltamem_agents.train.machine import training_dtype
 from deltamem_agents.train.recipe import Recipe
@@ -50,15 +51,16 @@ def recipe_shapes(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedTokenizer
     """Config and tokenizer of a recipe's model, without its weights.
 
     Raises:
-        BackboneError: they cannot be read.
+        BackboneError: there is no such model, it has no tokenizer, or they cannot be read.
     """
-    path = bundled_path() if recipe.model == BUNDLED else recipe.model
+    path = bundled_path() if recipe.model == BUNDLED else located(recipe.model)
     try:
-        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise BackboneError(
-            f"config and tokenizer of {recipe.model} cannot be read ({error}): check the name, the folder, the network"
+            f"the config of {recipe.model} cannot be read ({error}): check the name, the folder, the network"
         ) from error
+    return config, load_tokenizer(path, recipe.model_kwargs)
 
 
 def placed(backbone: PreTrainedModel, device: torch.device, recipe: Recipe) -> PreTrainedModel:

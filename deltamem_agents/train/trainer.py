@@ -88,6 +88,8 @@ class Trainer:
         output.mkdir(parents=True, exist_ok=True)
         if left is not None:
             self._go_on_from_adapter(left)
+        elif not (output / "checkpoint.pt").exists() and (output / "log.jsonl").exists():
+            self.notes.append(f"{output} has a log but no checkpoint: beginning at step 1")
         self._resume()
 
     @property
@@ -104,12 +106,20 @@ class Trainer:
         with self.accelerator.main_process_first():
             self.objective.prepare(progress)
 
-    def run(self, *, until: int | None = None, progress: Callable[[Record], None] | None = None) -> Record:
+    def run(
+        self,
+        *,
+        until: int | None = None,
+        progress: Callable[[Record], None] | None = None,
+        stopping: Callable[[], bool] | None = None,
+    ) -> Record:
         """Trains to the last step, or until `until` steps are done; then the adapter is in `output/adapter`.
 
         Args:
             until: how many steps in all; None: those of the recipe.
             progress: called with the figures of each step.
+            stopping: asked after each step; at True there is a checkpoint of it, and the run ends without an adapter.
+                Of several processes all have to be told the same.
 
         Returns:
             The last evaluation.
@@ -117,27 +127,30 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite, or a file cannot be written; the last checkpoint is whole.
         """
-        if not self._done(until):
+        if not self.done(until):
             self.prepare()
         log = RunLog(self.output, step=self.step) if self.accelerator.is_main_process else None
         try:
-            while not self._done(until):
+            while not self.done(until):
                 record = self._one_step()
                 due = self.step % self.recipe.evaluate_every == 0
-                if due or self._done(until):
+                if due or self.done(until):
                     record |= self.evaluate()
                 if due:
                     self._advance(record["recall"])
                 if log is not None:
                     log.write(record)
-                if self.step % self.recipe.checkpoint_every == 0 or self._done(until):
+                stop = stopping is not None and stopping()
+                if self.step % self.recipe.checkpoint_every == 0 or stop or self.done(until):
                     self._checkpoint()
                 if progress is not None:
                     progress(record)
+                if stop:
+                    break
         finally:
             if log is not None:
                 log.close()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and self.done(until):
             self._save_adapter()
         return self.figures
 
@@ -171,7 +184,8 @@ class Trainer:
         for parameter in self.model.adapter.parameters():  # fits are the same on other processes to rounding only
             broadcast(parameter.data)
 
-    def _done(self, until: int | None) -> bool:
+    def done(self, until: int | None) -> bool:
+        """Whether all steps are done, or `until` of them."""
         return self.position >= self.recipe.steps or (until is not None and self.step >= until)
 
     def _advance(self, recall: float) -> None:

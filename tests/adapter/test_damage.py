@@ -93,6 +93,13 @@ class TestDamage:
         (published / PUBLISHED_WEIGHTS_FILE).unlink()
         self.refused(published, f"goes with {PUBLISHED_WEIGHTS_FILE}, but no such file")
 
+    def test_training_runs_that_have_not_ended(self, tmp_path: Path) -> None:
+        self.refused(tmp_path, "it is not a delta-mem adapter")
+        for file in ("log.jsonl", "checkpoint.pt"):
+            (tmp_path / file).write_text("")
+            self.refused(tmp_path, f"{tmp_path} is a training run without a finished adapter: go on with deltamem train")
+            (tmp_path / file).unlink()
+
     @pytest.mark.parametrize("text", ["", "{", "\x00", "[]", '"x"', "null"])
     def test_config_files_that_are_no_object(self, saved: Path, text: str) -> None:
         (saved / CONFIG_FILE).write_text(text)

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,67 @@ def test_the_example_trains_somebody_elses_model(model: str, tmp_path: Path) -> 
     assert second.exit_code == 0, second.output
     assert "going on from step 2" in second.stderr
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+
+
+def command(model: str, output: Path, *more: str) -> list[str]:
+    small = ["--set", "rows=2", "--set", "evaluate_episodes=2", "--set", "evaluate_every=2", "--threads", "1"]
+    return ["train", "example", "--model", model, "--output", str(output), *small, *more]
+
+
+def signals(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Sends them to this process once a step has been done."""
+    left, after = list(numbers), StepLine.after
+
+    def kill(line: StepLine, record: dict[str, float], *, total: int) -> str:
+        while left:
+            os.kill(os.getpid(), left.pop(0))
+        return after(line, record, total=total)
+
+    monkeypatch.setattr(StepLine, "after", kill)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_the_step_under_way_end_and_keeps_it(
+    number: int, code: int, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    signals(monkeypatch, number)
+    trained = command(model, tmp_path, "--set", "align=0")
+    stopped = CliRunner().invoke(app, trained)
+    assert stopped.exit_code == code, stopped.output
+    assert "stopped at step 2; the same command goes on from there" in stopped.stderr
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    again = CliRunner().invoke(app, [*trained, "--until", "3"])
+    assert again.exit_code == 0, again.output
+    assert f"going on from step 2 in {tmp_path}" in again.stderr
+
+
+def test_a_second_signal_ends_at_once_and_what_is_lost_is_said(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals(monkeypatch, signal.SIGTERM, signal.SIGINT)
+    trained = command(model, tmp_path, "--set", "align=0")
+    stopped = CliRunner().invoke(app, trained)
+    assert stopped.exit_code == 130, stopped.output
+    assert "stopped in the middle of a step: the same command begins anew" in stopped.stderr
+    again = CliRunner().invoke(app, [*trained, "--until", "1"])
+    assert again.exit_code == 0, again.output
+    assert f"{tmp_path} has a log but no checkpoint: beginning at step 1" in again.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_heads_are_fitted_ends_at_once(
+    number: int, code: int, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(_: Shown, line: str, *, keep: bool = False) -> None:
+        assert "fitting" in line, keep
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Shown, "show", kill)
+    stopped = CliRunner().invoke(app, command(model, tmp_path))
+    assert stopped.exit_code == code, stopped.output
+    assert "stopped before the first step: the same command begins anew" in stopped.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_is_one_message(tmp_path: Path) -> None:

@@ -50,6 +50,18 @@ def test_shapes_come_without_weights(folder: Path, tmp_path: Path) -> None:
         recipe_shapes(small_recipe(model=str(tmp_path)))
 
 
+def test_shapes_of_a_folder_that_is_not_there_or_has_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"there is no folder \./nowhere: check the path"):
+        recipe_shapes(small_recipe(model="./nowhere"))
+    chat_backbone().config.save_pretrained(tmp_path)
+    says = rf"^{tmp_path} has a config but no tokenizer \(tokenizer\.json or tokenizer\.model\): copy it from"
+    with pytest.raises(BackboneError, match=says):
+        recipe_shapes(small_recipe(model=str(tmp_path)))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(BackboneError, match=says):
+        recipe_shapes(small_recipe(model=str(tmp_path)))
+
+
 def test_layers_are_replayed_once_also_when_asked_twice() -> None:
     backbone = tiny()
     replay_layers(backbone)

@@ -49,6 +49,21 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(make: Make) -> None:
         assert torch.equal(last.model.adapter.named_tensors()[name], tensor)
 
 
+def test_a_run_that_is_stopped_keeps_its_last_step_and_goes_on_as_if_nothing_had_been(make: Make) -> None:
+    whole, stopped = make("whole"), make("stopped")
+    whole.run()
+    stopped.run(stopping=lambda: stopped.step == 3)  # between two checkpoints
+    assert (stopped.step, stopped.done(None)) == (3, False)
+    assert not (stopped.output / "adapter").exists()
+    again = make("stopped")
+    assert again.notes == [f"going on from step 3 in {again.output}"]
+    again.run(stopping=lambda: again.step == 6)  # too late: this was the last one
+    assert log_of(again) == log_of(whole)
+    for name, tensor in whole.model.adapter.named_tensors().items():
+        assert torch.equal(again.model.adapter.named_tensors()[name], tensor)
+    assert (again.output / "adapter").is_dir()
+
+
 def test_a_run_starts_from_an_adapter_folder_or_a_checkpoint(make: Make) -> None:
     first = make("first")
     first.run(until=2)
