@@ -97,7 +97,7 @@ class TestDamage:
         self.refused(tmp_path, "it is not a delta-mem adapter")
         for file in ("log.jsonl", "checkpoint.pt"):
             (tmp_path / file).write_text("")
-            self.refused(tmp_path, f"{tmp_path} is a training run without a finished adapter: go on with deltamem train")
+            self.refused(tmp_path, "is a training run without a finished adapter: go on with deltamem train, or name")
             (tmp_path / file).unlink()
 
     @pytest.mark.parametrize("text", ["", "{", "\x00", "[]", '"x"', "null"])
