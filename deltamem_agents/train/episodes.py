@@ -41,10 +41,11 @@ class EpisodeMix(BaseModel):
     dates: float = Field(default=0.0, ge=0, le=1)
     """Share of facts whose value is a date, a time, a number, a code, or one of a few, such as a weekday."""
     names: float = Field(default=0.0, ge=0, le=1)
-    """Share of facts, on top of chance, about what somebody is called: the speaker, a dog, a sister, a boss. One is
-    easily taken for another."""
+    """Share of facts, on top of chance, about what somebody is called: the speaker, a dog, a sister, a boss."""
     common: float = Field(default=0.0, ge=0, le=1)
     """Share of facts, on top of chance, about the two dozen commonest attributes: a name, a city, a dog, a job."""
+    introduced: float = Field(default=0.0, ge=0, le=1)
+    """Share of episodes that begin with the speaker's own name, which names told later easily take the place of."""
     people: float = Field(default=0.0, ge=0, le=1)
     """Share of facts that are about another person."""
     relatives: float = Field(default=0.0, ge=0, le=1)
@@ -60,8 +61,7 @@ class EpisodeMix(BaseModel):
     again: float = Field(default=0.0, ge=0, le=1)
     """Share of updated facts that are updated twice."""
     attributes: Literal["known", "basic", "unseen"] = "known"
-    """Which attributes facts are about: those of training, the two dozen commonest of them, which are soon learnt, or
-    those that never occur in it."""
+    """Which attributes facts are about: those of training, the two dozen commonest of them, or never in training."""
     other_talk: int = Field(default=0, ge=0)
     """At most this many messages of small talk and earlier questions in between."""
     tools: float = Field(default=0.0, ge=0, le=1)
@@ -255,6 +255,8 @@ class _Draft:
         others = [rng.choice(_RELATIVES) if mix.relatives and rng.random() < mix.relatives else p for p in people]
         while len(facts) < count:
             attribute, who = self._subject(facts, others if about else [])
+            if mix.introduced and not facts and not besides and rng.random() < mix.introduced:
+                attribute, who = _OWN_NAME, None
             known = [*besides, *facts]
             if (attribute.name, who) in {f.about for f in facts}:
                 continue
@@ -390,6 +392,7 @@ _POOLS: dict[str, tuple[Attribute, ...]] = {
     "basic": tuple(a for a in _PLAIN if a.area == "basics"),
     "unseen": HELD_OUT_ATTRIBUTES,
 }
+_OWN_NAME = next(a for a in _PLAIN if a.name == "name")
 _NAMES: tuple[Attribute, ...] = tuple(a for a in _PLAIN if a.values in ("person", "pet", "surname"))
 _RELATIVES = (
     "my sister", "my friend", "my boss", "my mother", "my father", "my son", "my daughter", "my wife",

@@ -150,6 +150,13 @@ def test_a_share_of_facts_is_about_the_commonest_attributes() -> None:
     assert shares[1.0] == 1.0
 
 
+def test_a_share_of_episodes_begins_with_the_speakers_own_name() -> None:
+    mix = EpisodeMix(facts=(3,), questions=3, introduced=0.5)
+    first = [drawn("train", seed, mix) for seed in range(80)]
+    own = [any("your name is" in e.answer.lower() for e in (*ep.exchanges, ep)) for ep in first]
+    assert 20 < sum(own) < 70
+
+
 @given(st.integers(0, 10**6))
 def test_questions_on_the_way_are_of_other_facts_and_answered_rightly(seed: int) -> None:
     kinds = {"told": 3, "updated": 1, "untold": 1}
