@@ -40,6 +40,7 @@ pages: $(READY)
 	$(BIN)/python -m tests.pages
 
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV), about 2.3 GB, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev --group docs

@@ -19,6 +19,9 @@
 Each message says what was found, what was expected, and what to do.
 """
 
+import difflib
+from collections.abc import Callable, Iterable
+
 
 class DeltaMemError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -78,3 +81,15 @@ class GenerationError(DeltaMemError, RuntimeError):
 
 class TrainingError(DeltaMemError, RuntimeError):
     """A training run that cannot go on."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, show: Callable[[str], str] = str) -> str:
+    """The end of a message about a name that isn't there: which one may have been meant, or nothing.
+
+    Args:
+        name: the name.
+        known: those that are there.
+        show: how a name is written.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {show(near[0])}?" if near else ""

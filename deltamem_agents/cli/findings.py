@@ -145,16 +145,15 @@ def hub_cache(folder: Path | None = None) -> tuple[list[str], list[str]]:
 
 
 def _store(spec: str | None) -> Finding:
-    from platformdirs import user_data_path
+    from deltamem_agents.cli.stored import home, open_existing
+    from deltamem_agents.store.opening import default_path
 
-    from deltamem_agents.cli.stored import open_existing
-
-    default = user_data_path(PACKAGE) / "sessions.db"
+    default = default_path()
     name = "default store" if spec is None else "store"
     if spec is None and not default.exists():
         means = "made by the first `deltamem chat` or `deltamem serve`"
-        return Finding(part="stores", name=name, found=f"{_home(default)}: not there yet", means=means, state="absent")
-    where = _home(default) if spec is None else spec.rpartition("@")[2] if "://" in spec else spec
+        return Finding(part="stores", name=name, found=f"{home(default)}: not there yet", means=means, state="absent")
+    where = home(default) if spec is None else spec.rpartition("@")[2] if "://" in spec else spec
     try:
         with open_existing(str(default) if spec is None else spec) as store:
             many = len(store.sessions(limit=1000))
@@ -162,10 +161,6 @@ def _store(spec: str | None) -> Finding:
         return Finding(part="stores", name=name, found=f"{where}: cannot be used", means=str(error), state="wrong")
     sessions = f"{many} session{'s' * (many != 1)}" if many < 1000 else "1,000 sessions or more"
     return Finding(part="stores", name=name, found=f"{where}: {sessions}", means="see `deltamem sessions list`")
-
-
-def _home(path: Path) -> str:
-    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def extras(requirements: list[str], installed: Callable[[str], str | None]) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """Loading an engine while somebody watches."""
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from deltamem_agents.backbone.bundled import bundled_path
@@ -26,6 +27,7 @@ def load_engine(
     dtype: str = "auto",
     model_kwargs: str = "{}",
     weights: str = "full",
+    spinner: bool = True,
 ) -> "DeltaMemEngine":
     """Loads a model with its adapter and opens a store; see `DeltaMemEngine.from_pretrained`.
 
@@ -40,6 +42,7 @@ def load_engine(
         dtype: of its weights.
         model_kwargs: more of what transformers takes, as a JSON object.
         weights: "full", or "int8" for rounded ones on a CPU.
+        spinner: whether a terminal shows that it takes a while; not where a log goes there.
 
     Raises:
         ConfigError: `model_kwargs` is no JSON object, or there are no such weights.
@@ -50,7 +53,7 @@ def load_engine(
     more = json_object(model_kwargs, option="--model-kwargs", example='{"revision": "v2"}')
     if model == BUNDLED:
         bundled_path()  # has a progress bar of its own
-    with err.status(f"Loading {model}"):
+    with err.status(f"Loading {model}") if spinner else nullcontext():
         from transformers.utils import logging  # here: importing torch and transformers takes seconds
 
         from deltamem_agents.engine import DeltaMemEngine

@@ -18,6 +18,11 @@ STEPS = "▁▂▃▄▅▆▇█"
 SHADES = ("", "on grey19", "on dark_green", "black on green3", "black on bright_yellow")
 STRONGEST = 12
 OPEN = 0.1  # reads that open less are not underlined
+GATES = {
+    "β": "how strongly a message was written, from 0 to 1.",
+    "λ": "how much was kept of what was there before, from 0 to 1.",
+    "g": "how far reads of the memory opened, from 0 to 1.",
+}
 DRIFT = 0.01  # less is float noise and the room that a reply took
 
 
@@ -25,6 +30,7 @@ def print_memory(view: "MemoryView") -> None:
     """Prints how much was replaced, a row for each layer, and what was written last as far as it is known."""
     out.print(_replaced(view.replaced))
     out.print(_layers(view))
+    _print_legend(view)
     if view.last is not None:
         _print_last(view.last)
 
@@ -39,8 +45,7 @@ def _replaced(shares: dict[int, float]) -> Table:
 def _layers(view: "MemoryView") -> Table:
     """Norm of each layer, norms of its heads as steps of its strongest, directions in use, and the gates if known."""
     table = Table("Layer", "Norm", "", "Heads", f"Directions of {view.rank}", box=SIMPLE_HEAD)
-    gates = (view.last.write_gates, view.last.keep_gates, view.last.read_gates) if view.last else ()
-    known = {name: gate for name, gate in zip(("β", "λ", "g"), gates, strict=False) if gate}
+    known = _gates(view)
     for name in known:
         table.add_column(name)
     totals = [sum(norm**2 for norm in heads) ** 0.5 for heads in view.norms]
@@ -50,6 +55,19 @@ def _layers(view: "MemoryView") -> Table:
         about = (f"{sum(used) / len(used):.1f}", *(f"{gate[layer]:.3f}" for gate in known.values()))
         table.add_row(str(layer), f"{totals[layer]:.3f}", bar, steps, *about)
     return table
+
+
+def _gates(view: "MemoryView") -> dict[str, tuple[float, ...]]:
+    """The gates of each layer that are known, by their signs."""
+    gates = (view.last.write_gates, view.last.keep_gates, view.last.read_gates) if view.last else ()
+    return {sign: gate for sign, gate in zip(GATES, gates, strict=False) if gate}
+
+
+def _print_legend(view: "MemoryView") -> None:
+    """A line for each column that needs one."""
+    directions = f"Directions: over how many of a head's {view.rank} its memory is spread; more keep more things apart."
+    for line in (directions, *(f"{sign}: {GATES[sign]}" for sign in _gates(view))):
+        out.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def _print_last(last: "LastTurn") -> None:

@@ -74,6 +74,7 @@ def serve(
             dtype=dtype,
             model_kwargs=model_kwargs,
             weights=weights,
+            spinner=False,
         )
 
     run(load, config, host=host, port=port, api_keys=api_keys, allow_anyone=allow_anyone)

@@ -1,6 +1,7 @@
 """`deltamem sessions`: memories as branches of commits: seen, forked, rolled back, moved and deleted."""
 
 import json
+import os
 import re
 import shlex
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from rich.text import Text
 from deltamem_agents.cli.console import count, note, out
 from deltamem_agents.cli.loading import BUNDLED, load_engine
 from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
-from deltamem_agents.cli.stored import find_session, find_snapshot, length, local, open_existing, short
+from deltamem_agents.cli.stored import find_session, find_snapshot, length, local, open_existing, short, store_name
 from deltamem_agents.errors import SessionNotFoundError, StoreError
 
 app = typer.Typer(no_args_is_help=True, help="List, show, fork, roll back, move and forget sessions.")
@@ -41,7 +42,8 @@ def list_sessions(
         if prefix or after is not None:
             note("There are no sessions with such names.")
         else:
-            note("There are no sessions yet: `deltamem chat --session NAME` starts one.")
+            where = store_name(store)
+            note(f"No sessions in {where}: `deltamem chat --session NAME` starts one. Another store: --store FILE.")
         return
     infos, more = infos[:limit], len(infos) > limit
     table = Table("Session", box=SIMPLE_HEAD)
@@ -66,7 +68,7 @@ def log(
     from deltamem_agents.cli.session_log import print_log
 
     with open_existing(store) as opened:
-        info = find_session(opened, name)
+        info = find_session(opened, name, store)
         commits = opened.log(name)
         line = opened.line(info.head) if info.head is not None else []
     if not line:
@@ -89,7 +91,7 @@ def show(
     from deltamem_agents.engine.inspection import stored_view
 
     with open_existing(store) as opened:
-        info = find_session(opened, name)
+        info = find_session(opened, name, store)
         if not writes:
             view = stored_view(opened, name)
     if writes:
@@ -124,11 +126,11 @@ def report(
     model: ModelOption = BUNDLED,
     adapter: AdapterOption = None,
 ) -> None:
-    """Write an HTML page of a session: its memory in words and pictures, its log and its sizes."""
+    """Write an HTML page of a session: its memory in pictures, and with --ask in words; its log and its sizes."""
     from deltamem_agents.report import recent_writes, session_page
 
     with open_existing(store) as opened:
-        info = find_session(opened, name)
+        info = find_session(opened, name, store)
         file = output or Path(re.sub(r"[^\w-]+", "-", name)[:60] + ".html")
         if file.exists() and not force:
             raise StoreError(f"{file} exists: choose another file with --output, or overwrite it with --force")
@@ -144,7 +146,7 @@ def report(
                 answers=engine.remembered(name) if ask else None,
             )
     try:
-        file.write_text(page, encoding="utf-8")
+        _write_private(file, page)
     except OSError as error:
         raise StoreError(f"{file} cannot be written ({error}): check its folder, permissions and disk") from error
     note(f"{file}: {length(info)}, {decimal(file.stat().st_size)}.")
@@ -162,9 +164,9 @@ def fork(
 
     check_session_name(new)
     with open_existing(store) as opened:
-        find_session(opened, name)
-        opened.fork(name, new, at=None if at is None else find_snapshot(opened, name, at).id)
-        forked = find_session(opened, new)
+        find_session(opened, name, store)
+        opened.fork(name, new, at=None if at is None else find_snapshot(opened, name, at, store).id)
+        forked = find_session(opened, new, store)
     note(f"{new}: {length(forked)}.")
 
 
@@ -182,13 +184,13 @@ def rollback(
     from deltamem_agents.engine.going_back import rolled_back
 
     with open_existing(store) as opened:
-        info = find_session(opened, name)
-        target = None if to is None else find_snapshot(opened, name, to)
+        info = find_session(opened, name, store)
+        target = None if to is None else find_snapshot(opened, name, to, store)
         if not yes:
             where = count(turns or 0, "turn") + " back" if target is None else _place(target.id, target.turn)
             typer.confirm(f"Move session {name!r} ({length(info)}) {where}?", abort=True, err=True)
         rolled_back(opened, name, None if target is None else target.id, turns=turns)
-        now = find_session(opened, name)
+        now = find_session(opened, name, store)
     note(f"{name}: {length(now)}.")
     if info.head is not None and info.head != now.head:
         _tell_undoing(name, info.head, store)
@@ -205,7 +207,7 @@ def forget(name: NameArgument, store: StoreOption = None, yes: YesOption = False
         try:
             opened.forget(name)  # a second time it ends what a reader was in the way of
         except SessionNotFoundError:
-            find_session(opened, name)  # which says so in the words of the command line
+            find_session(opened, name, store)  # which says so in the words of the command line
             raise
     note(f"Forgotten: {name}.")
 
@@ -224,10 +226,10 @@ def forget_message(
 ) -> None:
     """Rebuild a session's memory without one message, where texts are kept."""
     with open_existing(store) as opened:
-        info = find_session(opened, name)
+        info = find_session(opened, name, store)
         snapshot, slash, place = message.rpartition("/")
         if slash and place.isdecimal():
-            message = f"{find_snapshot(opened, name, snapshot).id}/{place}"
+            message = f"{find_snapshot(opened, name, snapshot, store).id}/{place}"
     if purge and not yes:
         question = f"Delete all that session {name!r} ({length(info)}) holds of message {message!r}, for good?"
         typer.confirm(question, abort=True, err=True)
@@ -252,7 +254,7 @@ def remembered(
 ) -> None:
     """Ask a session's memory what it remembers; nothing of that is kept."""
     with open_existing(store) as opened:
-        find_session(opened, name)
+        find_session(opened, name, store)
     with load_engine(model, adapter=adapter, store=store) as engine:
         session = engine.session(name)
         answers = session.remembered(question) if question else session.remembered()
@@ -275,7 +277,7 @@ def export(
     from deltamem_agents.store import export_session
 
     with open_existing(store) as opened:
-        find_session(opened, name)
+        find_session(opened, name, store)
         if file.exists() and not force:
             raise StoreError(f"{file} exists: choose another file, or overwrite it with --force")
         snapshots = export_session(opened, name, file)
@@ -297,7 +299,7 @@ def import_(
     if not file.is_file():
         raise StoreError(f"there is no file {file}: expected what `deltamem sessions export` wrote")
     with open_store(store) as opened:
-        imported = find_session(opened, import_session(opened, file, name=name))
+        imported = find_session(opened, import_session(opened, file, name=name), store)
     note(f"{imported.name}: {length(imported)}.")
 
 
@@ -317,7 +319,7 @@ def rebuild(
         raise typer.BadParameter("give either a session's name or --all")
     with open_existing(store) as opened:
         if name is not None:
-            find_session(opened, name)
+            find_session(opened, name, store)
     with load_engine(model, adapter=adapter, store=store) as engine:
         if name is None:
             from deltamem_agents.cli.rebuild_all import rebuild_all
@@ -326,6 +328,14 @@ def rebuild(
         else:
             turns = engine.session(name).rebuild()
             note(f"Rebuilt: {name}, {count(turns, 'turn')}.")
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Writes a file that its owner alone may read, as the store is; one that was there becomes so too."""
+    with open(file, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
+        if file.is_file():
+            file.chmod(0o600)
+        opened.write(text)
 
 
 def _place(snapshot: str, turn: int) -> str:

@@ -42,6 +42,7 @@ from deltamem_agents.errors import ConfigError, SessionError, SessionNotFoundErr
 from deltamem_agents.messages import MessageLike, as_messages
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import SessionInfo, Snapshot, StateStore, export_session, import_session, open_store
+from deltamem_agents.store.checks import unknown_session
 
 if TYPE_CHECKING:
     from deltamem_agents.engine.remote import RemoteEngine
@@ -253,9 +254,8 @@ class DeltaMemEngine(Engine):
 
     def info(self, session: str) -> SessionInfo:
         """Head, times and sizes; see `EngineCalls.info`."""
-        info = self.store.session(check_session_name(session))
-        if info is None:
-            raise SessionNotFoundError(f"there is no session {session!r} in this store: see sessions()")
+        if (info := self.store.session(check_session_name(session))) is None:
+            raise unknown_session(session)
         return info
 
     def log(self, session: str) -> list[Snapshot]:

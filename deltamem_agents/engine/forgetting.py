@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from deltamem_agents.engine.rebuilding import replay
 from deltamem_agents.engine.turns import Feeding, TurnRunner
-from deltamem_agents.errors import SessionError, SessionNotFoundError
+from deltamem_agents.errors import SessionError
 from deltamem_agents.messages import Message
 from deltamem_agents.store import Entry, MemoryStore, Snapshot, StateStore
+from deltamem_agents.store.checks import unknown_session
 
 
 def forget_message(
@@ -39,7 +40,7 @@ def forget_message(
     """
     info = store.session(name)
     if info is None:
-        raise SessionNotFoundError(f"there is no session {name!r} in this store: check the name")
+        raise unknown_session(name)
     line = [] if info.head is None else store.line(info.head)
     number, place = _found(name, line, message)
     before, knew = line[:number], line[number]

@@ -1,7 +1,8 @@
 """Moving a session's head to another of its commits."""
 
-from deltamem_agents.errors import ConflictError, SessionError, SessionNotFoundError
+from deltamem_agents.errors import ConflictError, SessionError
 from deltamem_agents.store import SessionInfo, StateStore
+from deltamem_agents.store.checks import unknown_session
 
 
 def rolled_back(store: StateStore, name: str, to: str | None = None, *, turns: int | None = None) -> str | None:
@@ -13,7 +14,7 @@ def rolled_back(store: StateStore, name: str, to: str | None = None, *, turns: i
     """
     info = store.session(name)
     if info is None:
-        raise SessionNotFoundError(f"there is no session {name!r} in this store: check the name")
+        raise unknown_session(name)
     if (to is None) == (turns is None):
         raise SessionError("rollback takes a snapshot id, or turns=…: give exactly one of them")
     if turns is not None:

@@ -8,9 +8,10 @@ from torch import Tensor
 from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.engine.last_turn import LastTurn, run_last_turn
 from deltamem_agents.engine.prompts import PromptWriter
-from deltamem_agents.errors import FingerprintError, SessionNotFoundError
+from deltamem_agents.errors import FingerprintError
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Snapshot, StateStore
+from deltamem_agents.store.checks import unknown_session
 
 TURNS_BACK = (1, 4, 16, 64)
 
@@ -109,7 +110,7 @@ def stored_view(store: StateStore, session: str) -> MemoryView:
     """
     info = store.session(session)
     if info is None:
-        raise SessionNotFoundError(f"there is no session {session!r} in this store: see sessions()")
+        raise unknown_session(session)
     if info.head is None:
         return MemoryView(session, None, 0, 0, 0, (), (), {}, None)
     now = _state(store, info.head)

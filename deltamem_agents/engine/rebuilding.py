@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from deltamem_agents.engine.records import Request
 from deltamem_agents.engine.turns import Feeding, TurnRunner
-from deltamem_agents.errors import SessionError, SessionNotFoundError
+from deltamem_agents.errors import SessionError
 from deltamem_agents.generation import GenerationOptions
 from deltamem_agents.messages import Message
 from deltamem_agents.store import MemoryStore, Snapshot, StateStore
+from deltamem_agents.store.checks import unknown_session
 
 
 def rebuild_session(
@@ -40,7 +41,7 @@ def rebuild_session(
     """
     info = store.session(name)
     if info is None:
-        raise SessionNotFoundError(f"there is no session {name!r} in this store: check the name")
+        raise unknown_session(name)
     line = [] if info.head is None else store.line(info.head)
     missing = sum(entry.text is None for turn in line for entry in turn.entries) + (line[0].start if line else 0)
     if missing:

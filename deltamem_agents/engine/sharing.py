@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from platformdirs import user_data_path
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -15,6 +14,7 @@ from deltamem_agents.backbone.int8 import Weights
 from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.engine.engine import DeltaMemEngine
 from deltamem_agents.store import StateStore
+from deltamem_agents.store.opening import default_path
 
 _engines: dict[tuple[object, ...], tuple[DeltaMemEngine, object]] = {}
 _lock = threading.Lock()
@@ -75,7 +75,7 @@ def located_model(name: str | Path) -> str:
 def located_store(store: StateStore | str | Path | None) -> StateStore | str:
     """A SQLite file by its full path, however it is spelled; None: the default one. Other stores as they are."""
     if store is None:
-        return str((user_data_path("deltamem-agents") / "sessions.db").resolve())
+        return str(default_path().resolve())
     if store in ("memory", ":memory:"):
         return ":memory:"
     if isinstance(store, str) and "://" in store:

@@ -9,13 +9,13 @@ from torch import Tensor
 from deltamem_agents.engine.inspection import MemoryView, stored_view
 from deltamem_agents.engine.last_turn import LastTurn
 from deltamem_agents.engine.records import Recollection
-from deltamem_agents.errors import SessionNotFoundError
 from deltamem_agents.report.chart import HEIGHT, WIDTH, turn_chart
 from deltamem_agents.report.heat import NEGATIVE, POSITIVE, heat_map
 from deltamem_agents.report.history import turn_changes
 from deltamem_agents.report.words import templates
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Snapshot, StateStore
+from deltamem_agents.store.checks import unknown_session
 
 FULL_COLOUR = 0.97
 """The quantile of sizes that is drawn in full colour, and all beyond it: a few outliers shall not pale all the rest."""
@@ -81,7 +81,7 @@ def session_page(
     """
     info = store.session(session)
     if info is None:
-        raise SessionNotFoundError(f"there is no session {session!r} in this store: see sessions()")
+        raise unknown_session(session)
     log, view = store.log(session), stored_view(store, session)
     line = [] if info.head is None else store.line(info.head)
     changes = turn_changes(store, line)

@@ -19,6 +19,7 @@ from deltamem_agents.errors import (
     SessionNotFoundError,
     StoreError,
 )
+from deltamem_agents.store.checks import LISTED
 
 RETRY = {"Retry-After": "5"}
 _STATUSES: tuple[tuple[type[DeltaMemError], int, str], ...] = (
@@ -81,6 +82,8 @@ def of_engine(error: DeltaMemError, *, hide: str = "") -> ApiError:
     """
     status, code = next(((s, c) for kind, s, c in _STATUSES if isinstance(error, kind)), (500, "internal_error"))
     message = str(error).replace(hide, "") if hide else str(error)
+    if message.endswith(LISTED):
+        message = message.removesuffix(LISTED) + "see GET /v1/sessions"
     headers = RETRY if status == 503 else {}
     return ApiError(status, message, code=code, exception=type(error).__name__, headers=headers)
 

@@ -1,6 +1,7 @@
 """Running a server: its socket, its signals, and how it stops."""
 
 import asyncio
+import errno
 import ipaddress
 import signal
 import socket
@@ -56,10 +57,10 @@ def serve(
         )
     config = config.model_copy(update={"local_only": local and api_keys is None})
     service = Service(config, None if api_keys is None else Keys.read(api_keys))
-    log_to_stderr()
     with _bound(host, port) as bound:
-        where = bound.getsockname()
-        log.info("listening", extra={"fields": {"url": f"http://{_in_url(host)}:{where[1]}"}})
+        url = f"http://{_in_url(host)}:{bound.getsockname()[1]}"
+        log_to_stderr(url=url)
+        log.info("listening", extra={"fields": {"url": url}})
         server = _Server(service, load)
         if api_keys is not None and hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, lambda *_: _read_again(service, api_keys))
@@ -119,8 +120,12 @@ def _bound(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} on {host} is taken: stop what uses it, or choose another with --port"
+            ) from error
         raise ConfigError(
-            f"{host}, port {port} cannot be listened at ({error}): stop what uses it, or choose another with --port"
+            f"{host}, port {port} cannot be listened at ({error}): choose another --host or --port"
         ) from error
 
 

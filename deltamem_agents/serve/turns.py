@@ -43,19 +43,21 @@ async def turn_items(
             items = cast("AsyncGenerator[str | Turn, None]", engine.astream(messages, snapshot=snapshot, **options))
         except DeltaMemError as error:
             raise of_options(error) from error
-        first = True
+        first, whole = True, False
         try:
             async with aclosing(items):
                 async for item in items:
                     now = time.monotonic()
                     if isinstance(item, Turn):
+                        whole = True
                         service.metrics.turn(item, now - started)
                     else:
                         service.metrics.piece(now - last, first=first)
                         first, last = False, now
                     yield item
         except (asyncio.CancelledError, GeneratorExit):
-            service.metrics.left()
+            if not whole:  # whoever has the turn may close this at once
+                service.metrics.left()
             raise
 
 

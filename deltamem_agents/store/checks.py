@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from deltamem_agents.errors import ConflictError, SessionError, SessionNotFoundError, StoreError
 from deltamem_agents.store.records import Snapshot
 
+LISTED = "see sessions()"
+"""Where a name that was meant may be found; a server says it of its own routes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -140,7 +143,7 @@ def taken_id(id: str) -> StoreError:
 
 def unknown_session(name: str) -> SessionNotFoundError:
     """A session that is not in the store."""
-    return SessionNotFoundError(f"session {name!r} is not in this store: check the name, or list `sessions()`")
+    return SessionNotFoundError(f"there is no session {name!r} in this store: {LISTED}")
 
 
 def unknown_snapshot(id: str) -> StoreError:

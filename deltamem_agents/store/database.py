@@ -31,7 +31,7 @@ class Database:
         self._timeout = timeout
         with _translated("the store's URL"):
             url = _url(url_or_path)
-        self._where = _shown(url)
+        self._where = without_password(url)
         self.sqlite = url.get_backend_name() == "sqlite"
         # One connection cannot hold two transactions, so threads take turns on a database in memory.
         alone = self.sqlite and sqlite.in_memory(url)
@@ -143,7 +143,7 @@ def _url(url_or_path: str | Path) -> URL:
     return URL.create("sqlite", database=str(Path(url_or_path).expanduser()))
 
 
-def _shown(url: URL) -> str:
+def without_password(url: URL) -> str:
     """The URL without passwords, wherever they stand in it."""
     if "password" in url.query:
         url = url.update_query_dict({"password": "***"})

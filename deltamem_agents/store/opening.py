@@ -21,7 +21,8 @@ def open_store(spec: StateStore | str | Path | None = None) -> StateStore:
         StoreError: if it is none of these, or cannot be opened.
     """
     if spec is None:
-        return SQLStore(user_data_path("deltamem-agents", ensure_exists=True) / "sessions.db")
+        default_path().parent.mkdir(parents=True, exist_ok=True)
+        return SQLStore(default_path())
     if spec in ("memory", ":memory:"):
         return MemoryStore()
     if isinstance(spec, str | Path):
@@ -32,3 +33,8 @@ def open_store(spec: StateStore | str | Path | None = None) -> StateStore:
             "None: give one of these"
         )
     return spec
+
+
+def default_path() -> Path:
+    """The file that sessions live in where no store is named; it need not exist."""
+    return user_data_path("deltamem-agents") / "sessions.db"

@@ -1,7 +1,6 @@
 """The fields of a recipe: a reference made of the docstrings under them, and what was meant by one that isn't there."""
 
 import ast
-import difflib
 import inspect
 import json
 import textwrap
@@ -13,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined, to_jsonable_python
+
+from deltamem_agents.errors import did_you_mean
 
 Model = type[BaseModel]
 WIDTH = 80
@@ -45,8 +46,7 @@ def _meant(model: Model, loc: tuple[int | str, ...]) -> str:
     elsewhere = [place for place, each in _sections(model) if name in each.model_fields]
     if elsewhere:
         return f"; {name} is the recipe's own" if elsewhere[0] == "recipe" else f"; did you mean {elsewhere[0]}.{name}?"
-    near = difflib.get_close_matches(name, here.model_fields, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return did_you_mean(name, here.model_fields)
 
 
 def _model_at(model: Model, loc: tuple[int | str, ...]) -> Model:

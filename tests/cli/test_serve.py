@@ -48,7 +48,13 @@ def test_other_machines_are_let_in_with_keys_only(saved: Saved) -> None:
 def test_a_port_in_use_says_so(saved: Saved) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"port {port} cannot be listened at" in refused(saved, "--port", str(port)).stderr
+        assert f"port {port} on 127.0.0.1 is taken: " in refused(saved, "--port", str(port)).stderr
+
+
+def test_an_address_of_another_machine_says_so(saved: Saved) -> None:
+    assert "192.0.2.1, port 0 cannot be listened at (" in refused(
+        saved, "--host", "192.0.2.1", "--allow-anyone", "--port", "0"
+    ).stderr
 
 
 @pytest.mark.parametrize(
@@ -164,3 +170,40 @@ def test_what_does_not_end_in_time_is_cancelled_and_leaves_no_trace(saved: Saved
         started.process.kill()
     with saved.engine() as engine:
         assert engine.sessions() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such terminals there")
+def test_on_a_terminal_it_says_in_plain_lines_how_to_begin(saved: Saved) -> None:
+    import pty
+
+    where = ["--model", str(saved.model), "--adapter", str(saved.adapter), "--store", str(saved.store)]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deltamem_agents.cli", "serve", *where, "--port", "0"],
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(theirs)
+    late = threading.Timer(240, process.kill)
+    late.start()
+    seen = b""
+    try:
+        with suppress(OSError):  # Linux's end of a terminal
+            while chunk := os.read(ours, 4096):
+                begun = b"OpenAI base URL" in seen
+                seen += chunk
+                if b"OpenAI base URL" in seen and not begun:
+                    process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        late.cancel()
+        process.kill()
+        process.wait()
+        os.close(ours)
+    lines = seen.decode().splitlines()
+    assert not any("\x1b" in line or line.startswith("{") for line in lines), lines
+    (listening,) = (line for line in lines if " info listening url=" in line)
+    url = listening.partition("url=")[2]
+    ready = next(number for number, line in enumerate(lines) if " info ready " in line)
+    assert lines[ready].endswith(f" info ready model=model url={url}")
+    assert lines[ready + 1] == f"open {url} in a browser, or use {url}/v1 as an OpenAI base URL"

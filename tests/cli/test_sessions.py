@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from deltamem_agents import DeltaMemAdapter, DeltaMemEngine, DeltaMemError, SQLStore
 from deltamem_agents.cli import app
+from deltamem_agents.cli.stored import store_option
 from tests.builders import randomised
 from tests.cli.conftest import Saved, ids_of, row
 
@@ -38,7 +39,19 @@ def test_an_empty_store_lists_nothing_and_says_how_to_begin(saved: Saved) -> Non
     result = saved.sessions("list")
 
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "deltamem chat" in result.stderr
+    assert f"No sessions in {saved.store}: `deltamem chat --session NAME` starts one." in result.stderr
+    assert "Another store: --store FILE." in result.stderr
+
+
+def test_an_empty_default_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+
+    result = CliRunner().invoke(app, ["sessions", "list"])
+
+    assert result.exit_code == 0, result.output
+    (found,) = tmp_path.rglob("sessions.db")
+    assert f"No sessions in ~/{found.relative_to(tmp_path)}: " in result.stderr
 
 
 def test_lists_pages_by_name(saved: Saved, engine: DeltaMemEngine) -> None:
@@ -145,6 +158,8 @@ def test_shows_the_norm_of_each_layer_and_head(filled: Saved, engine: DeltaMemEn
         assert steps[int(heads[layer].argmax())] == "█"
         assert 1 <= float(used) <= 4
     assert result.stdout.startswith("alice: 3 turns, 5 messages, ")
+    assert "\nDirections: " in result.stdout
+    assert not any(f"\n{sign}: " in result.stdout for sign in "βλg")
 
 
 def test_shows_how_much_is_new(filled: Saved, engine: DeltaMemEngine) -> None:
@@ -170,6 +185,8 @@ def test_shows_what_was_written_last(filled: Saved) -> None:
     assert "differs" not in result.stderr
     table = result.stdout[result.stdout.index("Norm") : result.stdout.index("Written last")]
     assert all(0 < float(gate) < 1 for gate in cells(table, "0")[-3:])  # β, λ and g
+    for sign, word in {"β": "written", "λ": "kept", "g": "reads"}.items():
+        assert word in row(table, f"{sign}: ")
     strongest = result.stdout[result.stdout.index("Strongest") :].splitlines()
     assert len([line for line in strongest[2:] if line.strip()]) == 12
 
@@ -198,7 +215,22 @@ def test_an_unknown_session_is_one_message_on_stderr(filled: Saved, command: lis
     result = filled.sessions(*command, name)
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"Error: there is no session {name!r} in this store: see `deltamem sessions list`\n"
+    see = f"see `deltamem sessions list --store {filled.store}`"
+    meant = "; did you mean 'alice'?" if "lice" in name else ""
+    assert result.stderr == f"Error: there is no session {name!r} in this store: {see}{meant}\n"
+
+
+def test_an_unknown_snapshot_is_to_be_looked_for_in_the_same_store(filled: Saved) -> None:
+    result = filled.sessions("rollback", "alice", "--to", "none", "--yes")
+
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"see `deltamem sessions log alice --store {filled.store}`\n")
+
+
+def test_a_store_is_named_again_without_its_password() -> None:
+    assert store_option("postgresql://me:secret@host/db") == " --store 'postgresql://me:***@host/db'"
+    assert store_option("my store.db") == " --store 'my store.db'"
+    assert store_option(None) == ""
 
 
 @pytest.mark.parametrize("command", [["list"], *([c, "alice"] for c in ("show", "log", "forget"))], ids=lambda c: c[0])

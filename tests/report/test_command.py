@@ -1,5 +1,7 @@
 """`deltamem sessions report`: the page as a file, without a model unless writes are asked for."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,19 @@ def test_it_writes_what_the_store_tells(filled: Saved) -> None:
     assert "team-alice.html: 2 turns, 4 messages, " in result.stderr
     with SQLStore(filled.store) as store:
         assert Path("team-alice.html").read_text(encoding="utf-8") == session_page(store, "team/alice")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no such modes there")
+def test_what_leaves_the_store_is_private_as_it_is(filled: Saved) -> None:
+    page, export = Path("page.html"), Path("alice.zip")
+    page.write_text("seen by all")
+    page.chmod(0o644)
+
+    assert filled.sessions("report", "team/alice").exit_code == 0
+    assert filled.sessions("report", "team/alice", "--output", str(page), "--force").exit_code == 0
+    assert filled.sessions("export", "team/alice", str(export)).exit_code == 0
+
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (Path("team-alice.html"), page, export)] == [0o600] * 3
 
 
 def test_it_loads_no_model_without_being_asked(filled: Saved) -> None:
@@ -79,8 +94,9 @@ def test_a_file_that_is_there_is_kept(filled: Saved) -> None:
 
 
 def test_what_cannot_be_done_is_one_red_line(filled: Saved, tmp_path: Path) -> None:
+    see = f"see `deltamem sessions list --store {filled.store}`"
     for arguments, says in (
-        (("nobody",), "there is no session 'nobody' in this store: see `deltamem sessions list`"),
+        (("nobody",), f"there is no session 'nobody' in this store: {see}"),
         (("team/alice", "--output", str(tmp_path / "no" / "page.html")), "cannot be written"),
     ):
         result = filled.sessions("report", *arguments)

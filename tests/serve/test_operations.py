@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deltamem_agents import DeltaMemEngine
 from deltamem_agents.serve import ServeConfig, create_app
-from deltamem_agents.serve.logs import JsonLines
+from deltamem_agents.serve.logs import JsonLines, PlainLines
 from deltamem_agents.serve.service import Service
 from tests.chat import byte_tokenizer
 from tests.engine.conftest import model_for
@@ -81,6 +81,26 @@ def test_figures_tell_what_was_done(server: Running) -> None:
     assert found["deltamem:num_requests_running"] == 0
     assert found["deltamem:commit_conflicts_total"] == 0
     assert found["deltamem:sessions"] == 1
+
+
+def test_only_a_client_that_leaves_counts_as_an_abort(server: Running) -> None:
+    short, told = {**LONG, "max_tokens": 3}, {"messages": [user("all")], "options": {"max_new_tokens": 3}}
+    with server.client() as client:
+        for stream in (False, True):
+            for path, body in (
+                ("/v1/chat/completions", short),
+                ("/v1/responses", {"model": MODEL, "input": "all", "max_output_tokens": 16}),
+                ("/v1/turns", told),
+            ):
+                assert client.post(path, json={**body, "stream": stream}).status_code == 200
+        found = figures(client)
+        done = {name: number for name, number in found.items() if name.startswith("deltamem:request_success_total")}
+        assert sum(done.values()) == 6
+        assert done.get("deltamem:request_success_total{abort}", 0) == 0
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", json={**LONG, "stream": False}, timeout=httpx.Timeout(20, read=0.05))
+        until(lambda: server.service.gate.under_way == 0)
+        assert figures(client)["deltamem:request_success_total{abort}"] == 1
 
 
 def test_a_full_queue_says_when_to_come_again(serve: Serve) -> None:
@@ -170,6 +190,15 @@ def test_ids_and_logs(server: Running, records: list[logging.LogRecord]) -> None
     assert (missing["status"], missing["route"]) == (404, "/v1/sessions/{name}/log")
     assert missing["error"] == "session_not_found"
     assert not any(word in line for line in lines for word in ("secret", "alice"))
+
+
+def test_plain_lines_hold_the_same_in_one_line_that_nothing_breaks() -> None:
+    record = logging.LogRecord("deltamem_agents.serve", logging.WARNING, __file__, 1, "odd", None, None)
+    record.fields = {"status": 404, "route": "/v1/sessions/{name}/log", "reason": "two words\nand \x1b[2J"}
+    line = PlainLines("http://127.0.0.1:1").format(record)
+    assert line.partition(" ")[2] == (
+        r'warning odd status=404 route=/v1/sessions/{name}/log reason="two words\nand \u001b[2J"'
+    )
 
 
 def test_the_api_describes_itself(server: Running) -> None:

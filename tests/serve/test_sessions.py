@@ -40,6 +40,29 @@ def test_what_is_no_name_is_refused(server: Running, part: str) -> None:
     assert answer.json()["error"]["code"] == "invalid_session"
 
 
+@pytest.mark.parametrize(
+    ("method", "rest", "body"),
+    [
+        ("GET", "", None),
+        ("GET", "log", None),
+        ("GET", "inspect", None),
+        ("GET", "export", None),
+        ("POST", "rebuild", None),
+        ("POST", "rollback", {"turns": 1}),
+        ("POST", "fork", {"name": "other"}),
+        ("DELETE", "messages/1", None),
+        ("DELETE", "", None),
+    ],
+)
+def test_a_session_that_is_not_there_is_to_be_looked_for_by_a_route(
+    server: Running, method: str, rest: str, body: dict[str, object] | None
+) -> None:
+    with server.client() as client:
+        answer = client.request(method, path("nobody", *([rest] if rest else [])), json=body)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == "there is no session 'nobody' in this store: see GET /v1/sessions"
+
+
 def test_pages_hold_every_session_once(server: Running) -> None:
     names = [f"u{number:03}" for number in range(25)]
     server.engine.absorb([user("hi")], session="u000")
