@@ -155,7 +155,7 @@ class Recipe(BaseModel):
     """Rows that must answer as the plain backbone does, in the steps that carry them."""
     unrelated_prompts: int = Field(default=252, ge=4)
     """How many prompts they are drawn from, at most; the plain backbone's replies to them are made once. What is kept
-    for few prompts is kept less for others: the default recipe takes six times as many."""
+    for few prompts is kept less well for others."""
     prose: float = Field(default=0.5, ge=0, le=1)
     """Share of these steps whose rows are prose read by itself, not prompts with replies."""
     accumulate: int = Field(default=1, ge=1)
