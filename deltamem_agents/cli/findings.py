@@ -145,7 +145,7 @@ def hub_cache(folder: Path | None = None) -> tuple[list[str], list[str]]:
 
 
 def _store(spec: str | None) -> Finding:
-    from deltamem_agents.cli.stored import home, open_existing
+    from deltamem_agents.cli.stored import home, open_existing, store_option
     from deltamem_agents.store.opening import default_path
 
     default = default_path()
@@ -160,7 +160,8 @@ def _store(spec: str | None) -> Finding:
     except DeltaMemError as error:
         return Finding(part="stores", name=name, found=f"{where}: cannot be used", means=str(error), state="wrong")
     sessions = f"{many} session{'s' * (many != 1)}" if many < 1000 else "1,000 sessions or more"
-    return Finding(part="stores", name=name, found=f"{where}: {sessions}", means="see `deltamem sessions list`")
+    means = f"see `deltamem sessions list{store_option(spec)}`"
+    return Finding(part="stores", name=name, found=f"{where}: {sessions}", means=means)
 
 
 def extras(requirements: list[str], installed: Callable[[str], str | None]) -> Iterator[Finding]:

@@ -7,7 +7,9 @@ from deltamem_agents.errors import ConflictError, SessionError, SessionNotFoundE
 from deltamem_agents.store.records import Snapshot
 
 LISTED = "see sessions()"
-"""Where a name that was meant may be found; a server says it of its own routes."""
+"""Where a name that was meant may be found."""
+LISTED_OVER_HTTP = "see GET /v1/sessions"
+"""The same, as a server says it; clients with an engine's calls say it of these again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,7 @@ def test_rolls_back_only_after_a_yes(filled: Saved) -> None:
     ("arguments", "code", "message"),
     [
         (["--turns", "4"], 1, "4 turns"),
-        (["--to", "nothing"], 1, "see `deltamem sessions log alice`"),
+        (["--to", "nothing"], 1, "see `deltamem sessions log alice --store "),
         (["--to", ""], 1, "no snapshot ''"),
         ([], 2, "give either"),
         (["--to", "a", "--turns", "1"], 2, "give either"),

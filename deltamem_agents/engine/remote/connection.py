@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from deltamem_agents import errors
 from deltamem_agents.errors import ConfigError, DeltaMemError, GenerationError, StoreError
+from deltamem_agents.store.checks import LISTED, LISTED_OVER_HTTP
 
 BUSY = (429, 503)
 PATIENCE = 60.0
@@ -187,7 +188,10 @@ def _error(said: Mapping[str, object], *, status: int = 500) -> DeltaMemError:
     kind = getattr(errors, str(said.get("exception")), None)
     if not (isinstance(kind, type) and issubclass(kind, DeltaMemError)):
         kind = GenerationError if status in BUSY or status >= 500 else ConfigError
-    made: DeltaMemError = kind(str(said.get("message")))
+    message = str(said.get("message"))
+    if message.endswith(LISTED_OVER_HTTP):
+        message = message.removesuffix(LISTED_OVER_HTTP) + LISTED
+    made: DeltaMemError = kind(message)
     return made
 
 
