@@ -18,7 +18,16 @@ from rich.text import Text
 from deltamem_agents.cli.console import count, note, out
 from deltamem_agents.cli.loading import BUNDLED, load_engine
 from deltamem_agents.cli.options import AdapterOption, ModelOption, StoreOption
-from deltamem_agents.cli.stored import find_session, find_snapshot, length, local, open_existing, short, store_name
+from deltamem_agents.cli.stored import (
+    find_session,
+    find_snapshot,
+    length,
+    local,
+    open_existing,
+    short,
+    store_name,
+    store_option,
+)
 from deltamem_agents.errors import SessionNotFoundError, StoreError
 
 app = typer.Typer(no_args_is_help=True, help="List, show, fork, roll back, move and forget sessions.")
@@ -343,5 +352,5 @@ def _place(snapshot: str, turn: int) -> str:
 
 
 def _tell_undoing(name: str, head: str, store: str | None) -> None:
-    where = "" if store is None else f" --store {shlex.quote(store)}"
-    note(f"`deltamem sessions rollback {shlex.quote(name)} --to {short(head)}{where}` undoes this.")
+    command = f"deltamem sessions rollback {shlex.quote(name)} --to {short(head)}{store_option(store)}"
+    note(f"`{command}` undoes this.")

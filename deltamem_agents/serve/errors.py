@@ -19,7 +19,6 @@ from deltamem_agents.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from deltamem_agents.store.checks import LISTED, LISTED_OVER_HTTP
 
 RETRY = {"Retry-After": "5"}
 _STATUSES: tuple[tuple[type[DeltaMemError], int, str], ...] = (
@@ -82,8 +81,6 @@ def of_engine(error: DeltaMemError, *, hide: str = "") -> ApiError:
     """
     status, code = next(((s, c) for kind, s, c in _STATUSES if isinstance(error, kind)), (500, "internal_error"))
     message = str(error).replace(hide, "") if hide else str(error)
-    if message.endswith(LISTED):
-        message = message.removesuffix(LISTED) + LISTED_OVER_HTTP
     headers = RETRY if status == 503 else {}
     return ApiError(status, message, code=code, exception=type(error).__name__, headers=headers)
 

@@ -6,11 +6,6 @@ from dataclasses import dataclass
 from deltamem_agents.errors import ConflictError, SessionError, SessionNotFoundError, StoreError
 from deltamem_agents.store.records import Snapshot
 
-LISTED = "see sessions()"
-"""Where a name that was meant may be found."""
-LISTED_OVER_HTTP = "see GET /v1/sessions"
-"""The same, as a server says it; clients with an engine's calls say it of these again."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -145,7 +140,7 @@ def taken_id(id: str) -> StoreError:
 
 def unknown_session(name: str) -> SessionNotFoundError:
     """A session that is not in the store."""
-    return SessionNotFoundError(f"there is no session {name!r} in this store: {LISTED}")
+    return SessionNotFoundError(f"there is no session {name!r} in this store: see sessions(), or GET /v1/sessions")
 
 
 def unknown_snapshot(id: str) -> StoreError:

@@ -60,7 +60,8 @@ def test_a_session_that_is_not_there_is_to_be_looked_for_by_a_route(
     with server.client() as client:
         answer = client.request(method, path("nobody", *([rest] if rest else [])), json=body)
     assert answer.status_code == 404
-    assert answer.json()["error"]["message"] == "there is no session 'nobody' in this store: see GET /v1/sessions"
+    found = answer.json()["error"]["message"]
+    assert found == "there is no session 'nobody' in this store: see sessions(), or GET /v1/sessions"
 
 
 def test_pages_hold_every_session_once(server: Running) -> None:

@@ -13,7 +13,6 @@ from pydantic import JsonValue
 
 from deltamem_agents import errors
 from deltamem_agents.errors import ConfigError, DeltaMemError, GenerationError, StoreError
-from deltamem_agents.store.checks import LISTED, LISTED_OVER_HTTP
 
 BUSY = (429, 503)
 PATIENCE = 60.0
@@ -188,10 +187,7 @@ def _error(said: Mapping[str, object], *, status: int = 500) -> DeltaMemError:
     kind = getattr(errors, str(said.get("exception")), None)
     if not (isinstance(kind, type) and issubclass(kind, DeltaMemError)):
         kind = GenerationError if status in BUSY or status >= 500 else ConfigError
-    message = str(said.get("message"))
-    if message.endswith(LISTED_OVER_HTTP):
-        message = message.removesuffix(LISTED_OVER_HTTP) + LISTED
-    made: DeltaMemError = kind(message)
+    made: DeltaMemError = kind(str(said.get("message")))
     return made
 
 
