@@ -16,6 +16,7 @@ ELSEWHERE = {
     "integrations/langchain_deltamem/README.md": "langchain.md",
     "integrations/llama_index_deltamem/README.md": "llama_index.md",
     "RESULTS.md": "results.md",
+    "deltamem_agents/serve/CAPACITY.md": "capacity.md",
     "CHANGELOG.md": "changelog.md",
 }
 """Pages of the site that are files of the repository in other places."""
@@ -29,8 +30,16 @@ REFERENCE = {
     "errors": ("Errors", "deltamem_agents/errors.py"),
 }
 """Pages of the reference: their titles, and the file whose public names they list."""
-STYLE = ".md-grid { max-width: 72rem; }\n"
-"""Room for tables, and for 80 columns of a terminal."""
+STYLE = """
+.md-grid { max-width: 72rem; }
+.md-typeset h1 { color: inherit; font-weight: 400; }
+.md-typeset table:not([class]) thead:not(:has(th:not(:empty))) { display: none; }
+@media (max-width: 45em) {
+  .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .5em .6em; }
+  .md-typeset table:not([class]) td:first-child { min-width: 5.5rem; }
+}
+"""
+"""Room for tables and 80 columns of a terminal; titles that can be read; no empty heads; narrow cells on narrow screens."""
 _LINK = re.compile(r"\[(?P<text>[^\[\]]+)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 _COMMENT = re.compile(r"<!-- (?:goes on|in the background|not run: [^>]+) -->\n+")
 

@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,13 @@ from tests.pages import PAGES, ROOT, Block, blocks, chains, printed, steady
 ALL = [block for page in PAGES for block in blocks(page)]
 PYTHON = [block for block in ALL if block.language == "python"]
 CHAINS = [chain for page in PAGES for chain in chains(page)]
+LINKED = [
+    *PAGES,
+    ROOT / "RESULTS.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "deltamem_agents" / "serve" / "CAPACITY.md",
+    *sorted(ROOT.glob("notebooks/*.ipynb")),
+]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
@@ -50,10 +59,28 @@ def test_commands_that_are_named_exist() -> None:
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE)) <= targets
 
 
-def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            assert "://" in link or (page.parent / link).exists(), f"{page.relative_to(ROOT)} links to {link}"
+def prose(path: Path) -> str:
+    """A page's text, or a notebook's, without what is code."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.sub(r"^```.*?^```$|`[^`\n]+`", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """The names that GitHub and the site give to a page's headings, each once."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(page)):
+        if "://" not in link:
+            target = (page.parent / link) if link else page
+            assert target.exists(), f"{page.relative_to(ROOT)} links to {link}, which is not there"
+            assert not anchor or anchor in anchors(target), f"{page.relative_to(ROOT)}: no heading {link}#{anchor}"
 
 
 def test_what_varies_is_not_compared() -> None:
