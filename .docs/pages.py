@@ -39,7 +39,7 @@ STYLE = """
   .md-typeset table:not([class]) td:first-child { min-width: 5.5rem; }
 }
 """
-"""Room for tables and 80 columns of a terminal; titles that can be read; no empty heads; narrow cells on narrow screens."""
+"""Room for tables and for 80 columns; titles that can be read; no empty heads; small cells on a narrow screen."""
 _LINK = re.compile(r"\[(?P<text>[^\[\]]+)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 _COMMENT = re.compile(r"<!-- (?:goes on|in the background|not run: [^>]+) -->\n+")
 
