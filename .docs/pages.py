@@ -36,11 +36,13 @@ STYLE = """
 .md-typeset table:not([class]) thead:not(:has(th:not(:empty))) { display: none; }
 @media (max-width: 45em) {
   .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .5em .6em; }
-  .md-typeset table:not([class]) td:first-child { min-width: 5.5rem; }
+  .md-typeset table:not([class]) td:is(:first-child, :has(code)) { min-width: 6rem; }
+  .md-typeset table:not([class]) td:has(.doc-md-description) { min-width: 10rem; }
 }
 """
 """Room for tables and for 80 columns; titles that can be read; no empty heads; small cells on a narrow screen."""
 _LINK = re.compile(r"\[(?P<text>[^\[\]]+)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
+_FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"<!-- (?:goes on|in the background|not run: [^>]+) -->\n+")
 
 
@@ -66,7 +68,10 @@ def _public(source: Path) -> list[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links between files into links between pages; what is no page is named without a link."""
+    """Turns links between files into links between pages; what is no page is named without a link.
+
+    What goes on with an item of a list is indented by two spaces there; the site wants four, and a blank line behind it.
+    """
     places = {place: path for path, place in ELSEWHERE.items()}
     path = places.get(page.file.src_uri, f"{HERE}/{page.file.src_uri}")
 
@@ -80,4 +85,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
         return f"[{found['text']}]({relative}{found['anchor'] or ''})"
 
-    return _LINK.sub(follow, _COMMENT.sub("", markdown))
+    def prose(text: str) -> str:
+        indented = re.sub(r"^  (?=\S)", "    ", _LINK.sub(follow, text), flags=re.MULTILINE)
+        return re.sub(r"^(    \S.*)\n(?=- )", r"\1\n\n", indented, flags=re.MULTILINE)
+
+    parts = _FENCE.split(_COMMENT.sub("", markdown))
+    return "".join(part if part.startswith("```") else prose(part) for part in parts)

@@ -139,4 +139,4 @@ def _plan(recipe: "Recipe", device: "torch.device") -> None:
     type_name = str(dtype).removeprefix("torch.")
     typer.echo(f"memory, computed for {type_name}, not measured (a GPU's driver takes 1 GB more):")
     for name, size in needs.rows(checkpointing=recipe.gradient_checkpointing).items():
-        typer.echo(f"  {name:<46} {size / 1e9:8.2f} GB")
+        typer.echo(f"  {name:<50} {size / 1e9:6.2f} GB")

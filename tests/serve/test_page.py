@@ -368,6 +368,7 @@ def test_the_documentation_needs_nothing_from_elsewhere(browser: httpx.Client) -
     docs = browser.get("/docs").text
     assert "/v1/sessions/{name}/probe" in docs
     assert "ChatRequest" in docs
+    assert "<code>session_id</code>" in docs
     assert "<script" not in docs
     assert "/page/say" not in docs
     assert browser.get("/redoc").status_code == 404

@@ -1,8 +1,10 @@
 """`/docs`: what `/openapi.json` says, as a page that needs nothing from elsewhere."""
 
 import json
+import re
 
 from fastapi import APIRouter, Request
+from markupsafe import Markup, escape
 from pydantic import JsonValue
 from starlette.responses import Response
 
@@ -22,7 +24,14 @@ def docs(request: Request) -> Response:
             tag = (call.get("tags") or ["other"])[-1]
             tags.setdefault(tag, []).append({"path": path, "method": method.upper(), **call})
     return page(
-        request, "docs.html", info=described["info"], tags=tags, schemas=_schemas(described), plain=_plain, ref=_ref
+        request,
+        "docs.html",
+        info=described["info"],
+        tags=tags,
+        schemas=_schemas(described),
+        plain=_plain,
+        ref=_ref,
+        coded=_coded,
     )
 
 
@@ -33,6 +42,11 @@ def _schemas(described: dict[str, dict[str, dict[str, JsonValue]]]) -> dict[str,
 def _ref(schema: dict[str, JsonValue]) -> str:
     """The name of the schema that a body refers to."""
     return str(schema.get("$ref", "")).rpartition("/")[2]
+
+
+def _coded(text: str) -> Markup:
+    """A description, what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _plain(value: JsonValue) -> str:
