@@ -70,7 +70,7 @@ def _public(source: Path) -> list[str]:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns links between files into links between pages; what is no page is named without a link.
 
-    What goes on with an item of a list is indented by two spaces there; the site wants four, and a blank line behind it.
+    What goes on with an item of a list is indented by two spaces there; the site wants four, and a blank line behind.
     """
     places = {place: path for path, place in ELSEWHERE.items()}
     path = places.get(page.file.src_uri, f"{HERE}/{page.file.src_uri}")
