@@ -43,6 +43,7 @@ STYLE = """
 """Room for tables and for 80 columns; titles that can be read; no empty heads; small cells on a narrow screen."""
 _LINK = re.compile(r"\[(?P<text>[^\[\]]+)\]\((?P<link>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+_LIST = re.compile(r"^- .*(?:\n(?:- |  |$).*)*", re.MULTILINE)
 _COMMENT = re.compile(r"<!-- (?:goes on|in the background|not run: [^>]+) -->\n+")
 
 
@@ -68,10 +69,7 @@ def _public(source: Path) -> list[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links between files into links between pages; what is no page is named without a link.
-
-    What goes on with an item of a list is indented by two spaces there; the site wants four, and a blank line behind.
-    """
+    """Turns links between files into links between pages; what is no page is named without a link."""
     places = {place: path for path, place in ELSEWHERE.items()}
     path = places.get(page.file.src_uri, f"{HERE}/{page.file.src_uri}")
 
@@ -85,9 +83,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
         return f"[{found['text']}]({relative}{found['anchor'] or ''})"
 
-    def prose(text: str) -> str:
-        indented = re.sub(r"^  (?=\S)", "    ", _LINK.sub(follow, text), flags=re.MULTILINE)
-        return re.sub(r"^(    \S.*)\n(?=- )", r"\1\n\n", indented, flags=re.MULTILINE)
-
     parts = _FENCE.split(_COMMENT.sub("", markdown))
-    return "".join(part if part.startswith("```") else prose(part) for part in parts)
+    return "".join(part if part.startswith("```") else _LIST.sub(_indented, _LINK.sub(follow, part)) for part in parts)
+
+
+def _indented(found: re.Match[str]) -> str:
+    """A list whose items go on with two spaces, as the site wants it: with four, and a blank line behind."""
+    four = re.sub(r"^  (?=\S)", "    ", found[0], flags=re.MULTILINE)
+    return re.sub(r"^(    \S.*)\n(?=- )", r"\1\n\n", four, flags=re.MULTILINE)
