@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from deltamem_agents.backbone.spans import sentence_spans
 from deltamem_agents.backbone.template import ChatTemplate
@@ -87,20 +87,6 @@ def remainder(pieces: Sequence[Piece], fed: int) -> list[Piece]:
         if skip < len(piece.ids):
             rest.append(Piece(piece.ids[skip:], piece.write, piece.spans[skip:] if piece.spans else None))
     return rest
-
-
-def divided(pieces: Sequence[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
-    """Pieces of at least the first so many tokens, and what is left: cut where they can be, spans are not."""
-    first: list[Piece] = []
-    for number, piece in enumerate(pieces):
-        if tokens <= 0:
-            return first, list(pieces[number:])
-        if piece.spans is None and len(piece.ids) > tokens:
-            rest = replace(piece, ids=piece.ids[tokens:])
-            return [*first, replace(piece, ids=piece.ids[:tokens])], [rest, *pieces[number + 1 :]]
-        first.append(piece)
-        tokens -= len(piece.ids)
-    return first, []
 
 
 def in_groups(lengths: Sequence[int], room: int) -> list[int]:

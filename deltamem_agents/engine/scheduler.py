@@ -1,4 +1,4 @@
-"""One thread owns the model: it takes work in, decodes all replies under way together, and lets finished work go."""
+"""One thread owns the model: it takes work in, feeds and decodes all of it together, and lets finished work go."""
 
 import os
 import threading
@@ -11,14 +11,16 @@ import torch
 
 from deltamem_agents.errors import GenerationError
 from deltamem_agents.generation.decode import Decoder, Lane
+from deltamem_agents.generation.prefill import PADDING, Prefill, Prompt
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 CLOSED = "this engine is closed: make a new one"
 Emit = Callable[[str], None]
-Steps = Generator[Lane | int, int | None, T]
-"""Work as the model thread does it: it yields a lane to have it decoded, and returns its result. Where it has so many
-tokens to feed, it yields their number, and is sent how many of them it may feed before others go on."""
+Steps = Generator[Lane | Prompt, None, T]
+"""Work as the model thread does it: it yields a lane to have it decoded, and a prompt to have some of it fed, until none
+of it is left; nothing of one that is cancelled. It returns its result."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[T_co]):
@@ -50,19 +52,21 @@ class Scheduler:
 
     Args:
         decoder: decodes.
+        prefill: feeds prompts.
         max_batch: how many lanes decode at once, at most.
         prefill_chunk: how many tokens of prompts are fed between two steps, at most, while there is other work.
     """
 
-    def __init__(self, decoder: Decoder, *, max_batch: int, prefill_chunk: int) -> None:
+    def __init__(self, decoder: Decoder, prefill: Prefill, *, max_batch: int, prefill_chunk: int) -> None:
         assert max_batch > 0, "nothing could decode"
         assert prefill_chunk > 0, "nothing could be fed"
-        self._decoder, self._max_batch, self._prefill_chunk = decoder, max_batch, prefill_chunk
+        self._decoder, self._prefill = decoder, prefill
+        self._max_batch, self._prefill_chunk = max_batch, prefill_chunk
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="deltamem")
         self._lock = threading.Lock()
         self._waiting: list[Job[Any]] = []
         self._running: dict[int, tuple[Job[Any], Steps[Any]]] = {}  # by the id of the lane; the model thread's own
-        self._feeding: list[tuple[Job[Any], Steps[Any], int]] = []  # with how many tokens each has to feed
+        self._feeding: list[tuple[Job[Any], Steps[Any], Prompt]] = []
         self._awake = self._closed = False
         self._process = os.getpid()
 
@@ -133,23 +137,25 @@ class Scheduler:
             return ready
 
     def _feed(self) -> None:
-        """Lets prompts be fed, each a part in turn: a chunk, or all there is of the only one where nothing decodes."""
+        """Feeds prompts, each a part in turn: a chunk of all, or all there is of the only one where nothing decodes."""
         alone = not self._running and len(self._feeding) == 1
-        room = self._feeding[0][-1] if alone else self._prefill_chunk
-        for _ in range(len(self._feeding)):
-            if room <= 0:
-                break
-            job, steps, wanted = self._feeding.pop(0)  # it comes last again, if it has more
-            part = min(wanted, room)
-            room -= part
-            self._go_on(job, steps, part)
+        room = self._feeding[0][-1].tokens if alone else self._prefill_chunk
+        chosen, parts = list[tuple[Job[Any], Steps[Any], Prompt]](), list[tuple[Prompt, int]]()
+        while self._feeding and room > 0:
+            prompt = self._feeding[0][-1]
+            wanted = 0 if prompt.cancelled() else prompt.tokens
+            if parts and room < min(wanted, PADDING):
+                break  # so small a part would be padding mostly: it comes first the next time
+            chosen.append(self._feeding.pop(0))  # it comes last again, if it has more
+            parts.append((prompt, min(wanted, room)))
+            room -= min(wanted, room)
+        for (job, steps, _), error in zip(chosen, self._prefill.feed(parts), strict=True):
+            self._go_on(job, steps, error=error)
 
-    def _go_on(
-        self, job: Job[Any], steps: Steps[Any], part: int | None = None, *, error: BaseException | None = None
-    ) -> None:
+    def _go_on(self, job: Job[Any], steps: Steps[Any], *, error: BaseException | None = None) -> None:
         """Carries work on to its next lane, to the next part of its prompt, or to its end."""
         try:
-            step = steps.send(part) if error is None else steps.throw(error)
+            step = next(steps) if error is None else steps.throw(error)
         except StopIteration as end:
             job.future.set_result(end.value)
         except BaseException as raised:

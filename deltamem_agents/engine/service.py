@@ -10,6 +10,7 @@ from deltamem_agents.engine.scheduler import Emit, Scheduler, Steps, Task
 from deltamem_agents.engine.turns import Decoded, Feeding, TurnRunner, cancelled_error
 from deltamem_agents.engine.worker import Worker
 from deltamem_agents.errors import DeltaMemError, GenerationError
+from deltamem_agents.generation import Prefill
 from deltamem_agents.generation.decode import Decoder
 
 T = TypeVar("T")
@@ -27,7 +28,8 @@ class TurnService:
     def __init__(self, runner: TurnRunner, *, max_batch: int, prefill_chunk: int) -> None:
         self._runner = runner
         decoder = Decoder(runner.model, runner.ends)
-        self._worker = Worker(Scheduler(decoder, max_batch=max_batch, prefill_chunk=prefill_chunk))
+        prefill = Prefill(runner.model)
+        self._worker = Worker(Scheduler(decoder, prefill, max_batch=max_batch, prefill_chunk=prefill_chunk))
 
     @property
     def figures(self) -> EngineFigures:

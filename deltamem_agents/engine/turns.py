@@ -12,7 +12,7 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.engine.alignment import name_of
 from deltamem_agents.engine.overlaps import CallOrder
 from deltamem_agents.engine.planning import Plan, Planner
-from deltamem_agents.engine.prompts import PromptWriter, divided, remainder
+from deltamem_agents.engine.prompts import PromptWriter, remainder
 from deltamem_agents.engine.records import Request, Transcript, Turn, Usage
 from deltamem_agents.engine.warm import Warm, WarmRows
 from deltamem_agents.errors import ConflictError, GenerationError, MessageError, SessionError, StoreError
@@ -20,11 +20,11 @@ from deltamem_agents.generation import (
     CallGate,
     Lane,
     Piece,
+    Prompt,
     Row,
     TextStream,
     TokenLogprob,
     constrain,
-    feed,
     reply_grammar,
     rewound,
     scored,
@@ -34,8 +34,8 @@ from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Entry, Snapshot, StateStore
 
 T = TypeVar("T")
-Feeding = Generator[int, int | None, T]
-"""Work that feeds tokens: it yields how many there are, and is sent how many of them it may feed before it yields."""
+Feeding = Generator[Prompt, None, T]
+"""Work that has tokens fed: it yields the prompt until none of it is left."""
 ATTEMPTS = 20
 _log = logging.getLogger(__name__)
 
@@ -210,14 +210,12 @@ class TurnRunner:
         self, row: Row, pieces: Sequence[Piece], cancelled: Callable[[], bool]
     ) -> Feeding[tuple[Row, Tensor | None]]:
         """The row after pieces, and the logits of the last token, if there is any."""
-        rest, logits = [piece for piece in pieces if piece.ids], None
-        while rest:
-            part = yield sum(len(piece.ids) for piece in rest)
-            if cancelled():
+        prompt = Prompt(row, [piece for piece in pieces if piece.ids], cancelled)
+        while prompt.left:
+            yield prompt
+            if prompt.left and cancelled():
                 raise cancelled_error()
-            first, rest = divided(rest, part or 1)
-            row, logits = feed(self.model, row, first)
-        return row, logits
+        return prompt.row, prompt.logits
 
     def _start_state(self, plan: Plan, cancelled: Callable[[], bool]) -> Feeding[MemoryState]:
         """The state before the prompt: at the window's start, and after the new messages that are not in the prompt."""

@@ -4,6 +4,7 @@ from deltamem_agents.generation.constraints import Constraint, constrain, reply_
 from deltamem_agents.generation.decode import Decoder, FinishReason, Lane, Sampler, TextStream, decode
 from deltamem_agents.generation.logprobs import ScoredText, TokenLogprob, scored
 from deltamem_agents.generation.options import GenerationOptions
+from deltamem_agents.generation.prefill import Prefill, Prompt
 from deltamem_agents.generation.replies import CallGate
 from deltamem_agents.generation.rows import Batch, Piece, Row, can_batch, feed, rewound
 
@@ -16,6 +17,8 @@ __all__ = [
     "GenerationOptions",
     "Lane",
     "Piece",
+    "Prefill",
+    "Prompt",
     "Row",
     "Sampler",
     "ScoredText",

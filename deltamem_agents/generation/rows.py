@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -65,43 +65,54 @@ def feed(model: DeltaMemModel, row: Row, pieces: Sequence[Piece]) -> tuple[Row, 
     """
     assert any(p.ids for p in pieces), "there is nothing to feed"
     logits: Tensor | None = None
-    for ids, write, spans in _forwards(pieces):
-        device = model.device
-        cache = row.cache
-        out = model(
-            input_ids=torch.tensor([ids], device=device),
-            past_key_values=cache,
-            state=row.state,
-            write=write[0] if len(set(write)) == 1 else torch.tensor([write], device=device),
-            spans=None if spans is None else torch.tensor([spans], device=device),
-            carry=row.carry,
-            logits_to_keep=1,
-        )
-        row = replace(row, state=out.state, ids=row.ids + ids, cache=out.past_key_values, carry=out.carry)
-        logits = out.logits[0, -1].float()
+    for part in forwards(pieces):
+        row, logits = fed(model, row, part)
     return row, cast("Tensor", logits)
 
 
-_Forward = tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...] | None]
+def fed(model: DeltaMemModel, row: Row, part: "Forward") -> tuple[Row, Tensor]:
+    """`feed` of what goes through one forward."""
+    device = model.device
+    out = model(
+        input_ids=torch.tensor([part.ids], device=device),
+        past_key_values=row.cache,
+        state=row.state,
+        write=part.write[0] if len(set(part.write)) == 1 else torch.tensor([part.write], device=device),
+        spans=None if part.spans is None else torch.tensor([part.spans], device=device),
+        carry=row.carry,
+        logits_to_keep=1,
+    )
+    after = replace(row, state=out.state, ids=row.ids + part.ids, cache=out.past_key_values, carry=out.carry)
+    return after, out.logits[0, -1].float()
 
 
-def _forwards(pieces: Sequence[Piece]) -> list[_Forward]:
+class Forward(NamedTuple):
+    """Tokens of one row that go through one forward."""
+
+    ids: tuple[int, ...]
+    write: tuple[bool, ...]
+    """Which of them are written."""
+    spans: tuple[int, ...] | None = None
+    """As in `Piece`."""
+
+
+def forwards(pieces: Sequence[Piece]) -> list[Forward]:
     """Groups pieces into forwards: token writes together, up to a chunk; span writes one piece at a time."""
-    forwards: list[_Forward] = []
+    found: list[Forward] = []
     ids: tuple[int, ...] = ()
     write: tuple[bool, ...] = ()
     for piece in (*pieces, None):
         if ids and (piece is None or piece.spans is not None):
             for start in range(0, len(ids), PREFILL_CHUNK):
-                forwards.append((ids[start : start + PREFILL_CHUNK], write[start : start + PREFILL_CHUNK], None))
+                found.append(Forward(ids[start : start + PREFILL_CHUNK], write[start : start + PREFILL_CHUNK]))
             ids, write = (), ()
         if piece is None or not piece.ids:
             continue
         if piece.spans is not None:
-            forwards.append((piece.ids, (piece.write,) * len(piece.ids), piece.spans))
+            found.append(Forward(piece.ids, (piece.write,) * len(piece.ids), piece.spans))
         else:
             ids, write = ids + piece.ids, write + (piece.write,) * len(piece.ids)
-    return forwards
+    return found
 
 
 def can_batch(rows: Sequence[Row]) -> bool:
@@ -119,7 +130,7 @@ class Batch:
         self.ids = [list(r.ids) for r in rows]
         self.state = MemoryState.stack([r.state for r in rows])
         self.cache = cast("Cache", rows[0].cache) if len(rows) == 1 else _join(rows)
-        self.carry = _joined_carry(rows)
+        self.carry = joined_carry(rows)
         longest = max(len(r.ids) for r in rows)
         self.mask = torch.zeros(len(rows), longest, dtype=torch.long, device=model.device)
         for index, row in enumerate(rows):
@@ -168,7 +179,12 @@ class Batch:
         return Row(self.state.rows(index), ids, kv_cache(pairs), carry)
 
 
-def _joined_carry(rows: Sequence[Row]) -> Tensor | None:
+def joined_carry(rows: Sequence[Row]) -> Tensor | None:
+    """The carries of rows of one model, [B, layers, N·r].
+
+    Raises:
+        StateError: they are not of one shape.
+    """
     carries = [r.carry for r in rows if r.carry is not None]
     shapes = [None if r.carry is None else list(r.carry.shape) for r in rows]
     if any(shape != shapes[0] for shape in shapes):

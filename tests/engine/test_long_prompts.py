@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from deltamem_agents import DeltaMemEngine, GenerationError, Message, Turn
-from deltamem_agents.engine.prompts import divided
 from deltamem_agents.generation import Piece
+from deltamem_agents.generation.prefill import divided
 from tests.engine.conftest import Start, model_for
 from tests.engine.faults import Gate, before_forward
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deltamem_agents import DeltaMemModel, GenerationError, GenerationOptions
 from deltamem_agents.engine.scheduler import Emit, Job, Scheduler, Steps, Task
 from deltamem_agents.engine.worker import Worker
-from deltamem_agents.generation import Lane, Piece, Row, TextStream, feed
+from deltamem_agents.generation import Lane, Piece, Prefill, Prompt, Row, TextStream, feed
 from deltamem_agents.generation.decode import Decoder
 from tests.chat import byte_tokenizer
 from tests.engine.conftest import model_for
@@ -22,7 +22,7 @@ SESSIONS = ["alice", "bob", "carol"]
 
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler]:
-    made = Scheduler(Decoder(model_for(), [2]), max_batch=2, prefill_chunk=8)
+    made = Scheduler(Decoder(model_for(), [2]), Prefill(model_for()), max_batch=2, prefill_chunk=8)
     yield made
     made.close()
 
@@ -65,7 +65,7 @@ def job(task: Task[int]) -> "Job[int]":
 def test_work_on_a_session_is_done_one_after_the_other_in_the_order_of_the_calls(
     plan: list[tuple[frozenset[str], int]],
 ) -> None:
-    scheduler, diary = Scheduler(Decoder(model_for(), [2]), max_batch=2, prefill_chunk=8), Diary()
+    scheduler, diary = Scheduler(Decoder(model_for(), [2]), Prefill(model_for()), max_batch=2, prefill_chunk=8), Diary()
     jobs = [job(diary.task(number, *what)) for number, what in enumerate(plan)]
     scheduler.submit(*jobs)
     scheduler.close()
@@ -98,8 +98,10 @@ def test_work_without_a_lane_takes_no_room_from_lanes_and_lets_them_pass(schedul
 
     def feeding(number: int) -> Task[int]:
         def begin(emit: Emit, cancelled: threading.Event) -> Steps[int]:
-            for left in range(40, 0, -8):
-                fed.append((yield left) or 0)
+            prompt = Prompt(Row(model_for().zero_state()), [Piece((5,) * 40, True)], cancelled.is_set)
+            while left := prompt.tokens:
+                yield prompt
+                fed.append(left - prompt.tokens)
                 if len(fed) == 1:  # all three are under way
                     scheduler.submit(decoding)
             diary.notes.append(("end", number))
