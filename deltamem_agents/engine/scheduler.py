@@ -18,8 +18,8 @@ T_co = TypeVar("T_co", covariant=True)
 CLOSED = "this engine is closed: make a new one"
 Emit = Callable[[str], None]
 Steps = Generator[Lane | Prompt, None, T]
-"""Work as the model thread does it: it yields a lane to have it decoded, and a prompt to have some of it fed, until none
-of it is left; nothing of one that is cancelled. It returns its result."""
+"""Work as the model thread does it: it yields a lane to have it decoded, and a prompt to have it fed in parts, until
+nothing of it is left; nothing is fed of one that is cancelled. It returns its result."""
 
 
 @dataclass(frozen=True, slots=True)

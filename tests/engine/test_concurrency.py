@@ -155,13 +155,13 @@ def test_sessions_of_many_threads_decode_together(start: Start) -> None:
 async def test_no_more_decode_at_once_than_allowed_and_all_have_their_turn(start: Start) -> None:
     engine, gate = start(), Gate()
     with shapes(engine.model) as seen, before_forward(engine.model, 0, gate):
-        turns = [areply(engine, "hi", None, 6) for _ in range(40)]
+        turns = [areply(engine, "hi", None, 12) for _ in range(40)]
         await asyncio.to_thread(gate.reached.wait, 60)  # the loop has gone round: all are queued
         gate.opened.set()
         done = await asyncio.gather(*turns)
     assert len({turn.reply.content for turn in done}) == 1
     decoding = [rows for rows, width in seen if width == 1]
-    assert sum(decoding) == 40 * 5
+    assert sum(decoding) == 40 * 11
     assert max(decoding) == 16
     assert len(decoding) <= 5 * 5  # three full batches, and some that began or ended by themselves
 
