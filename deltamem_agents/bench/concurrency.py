@@ -69,14 +69,31 @@ def threads_row(subject: Subject, folder: Path, *, callers: int, tokens: int, re
 def batch_call_row(subject: Subject, folder: Path, *, sessions: int, tokens: int, repeats: int) -> BenchRow:
     """`DeltaMemEngine.batch`, prompts and commits included."""
     with _engine(subject, folder / "batch.db") as engine:
-
-        def together(said: Mapping[str, str]) -> list[int]:
-            conversations = [[{"role": "user", "content": text}] for text in said.values()]
-            turns = engine.batch(conversations, sessions=list(said), max_new_tokens=tokens)
-            return [turn.usage.completion_tokens for turn in turns]
-
         name = f"{sessions} sessions in one `batch` ÷ one by one, tokens/s"
-        return _row(name, _one_by_one(engine, tokens), together, sessions=sessions, repeats=repeats)
+        return _row(name, _one_by_one(engine, tokens), _batch(engine, tokens), sessions=sessions, repeats=repeats)
+
+
+def batch_turns_row(
+    subject: Subject, folder: Path, *, sessions: int, tokens: int, repeats: int, target: float
+) -> BenchRow:
+    """`DeltaMemEngine.batch`, prompts and commits included, by the turns it makes, however long the replies are."""
+    with _engine(subject, folder / "turns.db") as engine:
+        name = f"{sessions} sessions in one `batch` ÷ one by one, turns/s"
+        alone, together = (_turns(way(engine, tokens)) for way in (_one_by_one, _batch))
+        return _row(name, alone, together, sessions=sessions, repeats=repeats, each="turn", target=target)
+
+
+def _turns(say: Say) -> Say:
+    return lambda said: [1 for _ in say(said)]
+
+
+def _batch(engine: DeltaMemEngine, tokens: int) -> Say:
+    def say(said: Mapping[str, str]) -> list[int]:
+        conversations = [[{"role": "user", "content": text}] for text in said.values()]
+        turns = engine.batch(conversations, sessions=list(said), max_new_tokens=tokens)
+        return [turn.usage.completion_tokens for turn in turns]
+
+    return say
 
 
 def _engine(subject: Subject, path: Path) -> DeltaMemEngine:
@@ -114,8 +131,17 @@ def _turn(engine: DeltaMemEngine, session: str, text: str, tokens: int) -> int:
     return turn.usage.completion_tokens
 
 
-def _row(name: str, alone: Say, together: Say, *, sessions: int, repeats: int) -> BenchRow:
-    """Milliseconds a token, one by one over together. Both ways have their own sessions, at the same turn."""
+def _row(
+    name: str,
+    alone: Say,
+    together: Say,
+    *,
+    sessions: int,
+    repeats: int,
+    each: str = "token",
+    target: float | None = None,
+) -> BenchRow:
+    """Milliseconds of a token, or turn, one by one over together. Both ways have their own sessions, at the same turn."""
     counts: tuple[list[int], list[int]] = ([], [])
 
     def step(which: int) -> None:
@@ -126,7 +152,7 @@ def _row(name: str, alone: Say, together: Say, *, sessions: int, repeats: int) -
     interleave(lambda: step(0), lambda: step(1), repeats=1)  # first calls set things up
     times = interleave(lambda: step(0), lambda: step(1), repeats=repeats)
     slow, fast = ([t / n for t, n in zip(times[i], counts[i][1:], strict=True)] for i in (0, 1))
-    return BenchRow.ratio(name, slow, fast, unit="ms a token")
+    return BenchRow.ratio(name, slow, fast, target=target, at_least=target is not None, unit=f"ms a {each}")
 
 
 def _own_states_row(engine: DeltaMemEngine, users: int) -> BenchRow:

@@ -1,6 +1,7 @@
 """This package beside what people would run instead, on the same prompts, and beside what memory bandwidth allows."""
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from deltamem_agents.adapter import DeltaMemModel
 from deltamem_agents.adapter.kv_cache import cache_name
 from deltamem_agents.backbone.int8 import Int8Linear, quantized
 from deltamem_agents.backbone.load import BUNDLED
+from deltamem_agents.bench.compiled import equal_replies_rows, memory_cost_rows
+from deltamem_agents.bench.concurrency import batch_turns_row
 from deltamem_agents.bench.forwards import random_ids
 from deltamem_agents.bench.machine import describe
+from deltamem_agents.bench.processes import memory_rows
 from deltamem_agents.bench.report import BenchReport, BenchRow
 from deltamem_agents.bench.subject import Subject, load_subject
-from deltamem_agents.generation import Piece, Row, feed
+from deltamem_agents.generation import Piece, Prefill, Prompt, Row
 from deltamem_agents.generation.slots import joined
 
 Prompts = Sequence[Sequence[int]]
@@ -26,8 +30,11 @@ Decode = Callable[[int], list[int]]
 Start = Callable[[Prompts], Decode]
 """Feeds prompts, and gives what decodes so many tokens of each, greedily and together, and says their last ones."""
 GENERATE, OURS, INT8, EAGER = "transformers' generate, frozen", "ours", "ours, int8", "ours, eager"
-FASTER, NEAR_FLOOR, TOGETHER = 3.0, 1.5, 10.0
-"""The project's targets: over transformers, over the floor, and 16 sessions over one."""
+FASTER, NEAR_FLOOR, TOGETHER, TURNS, PEAK = 3.0, 1.5, 10.0, 4.0, 1.05
+"""The project's targets: over transformers, over the floor, 16 sessions over one, a batch of turns over one by one, and
+peak memory over the frozen model's."""
+BATCH = 8
+"""Sessions whose turns go through the engine in one call."""
 READ_BYTES = 1 << 28
 """Read at once to measure the memory's bandwidth: more than caches hold."""
 
@@ -48,17 +55,21 @@ def run_peers(
     tokens: int = 16,
     sessions: Sequence[int] = (1, 8, 16),
     repeats: int = 5,
+    replies: int = 0,
     seed: int = 0,
     output: Path | None = None,
     model: str | Path = BUNDLED,
 ) -> BenchReport:
     """Prefill and decode of ours, with the memory written, and of transformers' `generate`, in turns.
 
+    Then what the memory costs where both decode by compiled loops, a batch of turns, and peak memory.
+
     Args:
         prompt: tokens of each session's prompt.
         tokens: how many are decoded behind it.
         sessions: so many at once.
         repeats: rounds; in each everybody has a turn.
+        replies: so many greedy replies are compared with those of the model's own forward.
         seed: of the prompts, and of the adapter where none ships for the model.
         output: also write the report there, as .md and .json.
         model: "bundled", or a folder.
@@ -79,8 +90,16 @@ def run_peers(
     prompts = random_ids(subject, max(sessions), prompt, seed=seed).tolist()
     with torch.inference_mode():
         times = _measured(peers, prompts, sessions, tokens=tokens, repeats=repeats)
+        more = memory_cost_rows(subject, prompt=prompt, steps=tokens * repeats, seed=seed)
+        if replies:
+            more += equal_replies_rows(subject, replies=replies, prompt=prompt, tokens=tokens, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        more.append(
+            batch_turns_row(subject, Path(folder), sessions=BATCH, tokens=tokens, repeats=repeats, target=TURNS)
+        )
+    more += memory_rows(model, tokens=prompt, repeats=repeats, target=PEAK, seed=seed)
     sizes = {OURS: _bytes(subject.frozen), INT8: _bytes(narrow.backbone)}
-    rows = [*_speeds(times, prompt, tokens), *_ratios(times, tokens, sizes)]
+    rows = [*_speeds(times, prompt, tokens), *_ratios(times, tokens, sizes), *more]
     setup = {**describe(subject, model, seed=seed), "not run": "llama.cpp and vLLM, which have no driver here"}
     report = BenchReport(setup=setup, rows=tuple(rows))
     if output is not None:
@@ -105,15 +124,19 @@ def _bytes(backbone: PreTrainedModel) -> int:
 
 
 def _ours(model: DeltaMemModel, *, compiled: bool) -> Start:
-    """Every token written: prompts one by one, as the engine feeds them, then all sessions together."""
+    """Every token written; prompts are fed together, as the engine does, and all sessions decoded together."""
+    prefill = Prefill(model)
 
     def start(prompts: Prompts) -> Decode:
-        fed = [feed(model, Row(model.zero_state()), [Piece(tuple(prompt), write=True)]) for prompt in prompts]
-        chosen = [int(logits.argmax()) for _, logits in fed]
+        fed = [Prompt(Row(model.zero_state()), [Piece(tuple(ids), write=True)], lambda: False) for ids in prompts]
+        for error in prefill.feed([(prompt, prompt.tokens) for prompt in fed]):
+            if error is not None:
+                raise error
+        chosen = [int(cast("torch.Tensor", prompt.logits).argmax()) for prompt in fed]
 
         def decode(count: int) -> list[int]:
             nonlocal chosen
-            batch = joined(model, [row for row, _ in fed], compiled=compiled)
+            batch = joined(model, [prompt.row for prompt in fed], compiled=compiled)
             for _ in range(count):
                 chosen = batch.step(chosen, [True] * len(chosen)).argmax(-1).tolist()
             return chosen

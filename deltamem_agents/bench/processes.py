@@ -17,6 +17,8 @@ from deltamem_agents.adapter.kv_cache import cache_name
 from deltamem_agents.backbone.load import load_backbone
 from deltamem_agents.bench.report import BenchRow
 from deltamem_agents.bench.subject import Subject, load_adapter
+from deltamem_agents.generation import Piece, Row, feed
+from deltamem_agents.generation.slots import joined
 from deltamem_agents.ops import native_available, native_gated_delta_rule
 from deltamem_agents.state import MemoryState
 from deltamem_agents.store import Snapshot, open_store
@@ -79,14 +81,16 @@ def print_peak(model: str, kind: Kind, tokens: int, threads: int, seed: int) -> 
         zeros = (torch.zeros(1, 1, 4), torch.zeros(1), torch.zeros(1, 1, 1, 1), None)
         native_gated_delta_rule(*zeros, state_update_mode="standard", rankwise_gates=True, normalize_qk=True)
     ids = torch.zeros(1, tokens, dtype=torch.long)
-    past, state, carry, name = None, None, None, cache_name(backbone)
+    past, name = None, cache_name(backbone)
     with torch.inference_mode():
-        for step in (ids, *[ids[:, :1]] * 3):
-            if wrapped is None:
+        if wrapped is None:
+            for step in (ids, *[ids[:, :1]] * 3):
                 past = getattr(backbone(step, logits_to_keep=1, use_cache=True, **{name: past}), name)
-            else:
-                out = wrapped(step, past_key_values=past, state=state, carry=carry, logits_to_keep=1)
-                past, state, carry = out.past_key_values, out.state, out.carry
+        else:
+            row, _ = feed(wrapped, Row(wrapped.zero_state()), [Piece((0,) * tokens, write=True)])
+            batch = joined(wrapped, [row])
+            for _ in range(3):
+                batch.step([0], [True])
     print(json.dumps([_peak()]))
 
 

@@ -159,6 +159,9 @@ def peers(
     tokens: Annotated[int, typer.Option(help="Tokens decoded behind it.", min=1)] = 16,
     sessions: Annotated[list[int] | None, typer.Option(help="So many at once; repeat it. Default: 1, 8, 16.")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds, in each of which everybody has a turn.", min=1)] = 5,
+    replies: Annotated[
+        int, typer.Option(help="Compare so many greedy replies with those of the model's own forward.", min=0)
+    ] = 0,
     model: ModelOption = "bundled",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
     seed: SeedOption = 0,
@@ -177,6 +180,7 @@ def peers(
         tokens=tokens,
         sessions=tuple(sorted(set(sessions or (1, 8, 16)))),
         repeats=repeats,
+        replies=replies,
         seed=seed,
         output=output,
         model=model,

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everybody_is_measured_at_each_number_of_sessions(folder: Path, tmp_path: Path) -> None:
-    report = run_peers(prompt=9, tokens=3, sessions=(1, 2), repeats=2, model=folder, output=tmp_path / "out")
+    report = run_peers(prompt=9, tokens=3, sessions=(1, 2), repeats=2, replies=9, model=folder, output=tmp_path / "out")
     rows = {row.name: row for row in report.rows}
     for what in ("prefill", "decode"):
         for said in ("1 session", "2 sessions"):
@@ -37,6 +37,14 @@ def test_everybody_is_measured_at_each_number_of_sessions(folder: Path, tmp_path
     )
     assert rows["bandwidth of memory, read"].value > 0
     assert any("÷ floor of" in name for name in rows)
+    targets = {name: row.target for name, row in rows.items() if row.target is not None}
+    decode = "decode per token, compiled, KV cache 9: with memory ÷ without"
+    assert targets[f"{decode}, only read"] == 1.05
+    assert targets[f"{decode}, written"] == 1.08
+    assert targets["8 sessions in one `batch` ÷ one by one, turns/s"] == 4
+    assert targets["peak memory, 9 tokens ÷ frozen"] == 1.05
+    equal = rows["greedy replies of 3 tokens equal to those of the model's own forward"]
+    assert (equal.samples, equal.unit, equal.hit) == ((9.0,), "of 9", True)
     assert "decode, 2 sessions: ours" in (tmp_path / "out.md").read_text(encoding="utf-8")
 
 
