@@ -141,7 +141,7 @@ def _row(
     each: str = "token",
     target: float | None = None,
 ) -> BenchRow:
-    """Milliseconds of a token or turn, one by one over together. Both ways have their own sessions, at the same turn."""
+    """Milliseconds of a token or turn, one by one over together. Both ways have own sessions, at the same turn."""
     counts: tuple[list[int], list[int]] = ([], [])
 
     def step(which: int) -> None:

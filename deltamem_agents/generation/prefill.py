@@ -134,7 +134,7 @@ def fed_together(model: DeltaMemModel, rows: Sequence[Row], share: Sequence[Forw
     out = model(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        past_key_values=Cache(layers=[_Padded(own, [len(p.ids) for p in share], past) for own in layers]),
+        past_key_values=_cache_of([_Padded(own, [len(part.ids) for part in share], past) for own in layers]),
         state=MemoryState.stack([row.state for row in rows]),
         write=written.pop() if len(written) == 1 else write.bool().to(device),
         carry=joined_carry(_with_carries(model, rows)),
@@ -186,9 +186,13 @@ def _with_cache(row: Row, depth: int) -> Row:
     """The row, with a cache to fill where it has none."""
     if row.cache is not None:
         return row
+    return replace(row, cache=_cache_of([DynamicLayer() for _ in range(depth)]))  # type: ignore[no-untyped-call]
+
+
+def _cache_of(layers: Sequence[DynamicLayer]) -> DynamicCache:
     cache = DynamicCache()
-    cache.layers += [DynamicLayer() for _ in range(depth)]  # type: ignore[no-untyped-call]
-    return replace(row, cache=cache)
+    cache.layers += layers
+    return cache
 
 
 def _with_carries(model: DeltaMemModel, rows: Sequence[Row]) -> Sequence[Row]:
