@@ -77,7 +77,10 @@ def anchors(path: Path) -> set[str]:
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(page)):
-        if "://" not in link:
+        if link.startswith("attachment:"):
+            cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+            assert any(link.removeprefix("attachment:") in cell.get("attachments", ()) for cell in cells), link
+        elif "://" not in link:
             target = (page.parent / link) if link else page
             assert target.exists(), f"{page.relative_to(ROOT)} links to {link}, which is not there"
             assert not anchor or anchor in anchors(target), f"{page.relative_to(ROOT)}: no heading {link}#{anchor}"
