@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deltamem_agents.errors import TrainingError
 from deltamem_agents.train.attributes import Split
+from deltamem_agents.train.everyday import everyday
 from deltamem_agents.train.facts import holds_held_out_word
 from deltamem_agents.train.phrases import phrases
 
@@ -52,10 +53,14 @@ _TIMES = (
 
 def small_talk(rng: random.Random, split: Split) -> str:
     """Something that tells nothing: small talk of some kind, or a question that no memory is needed for."""
+    if split == "train" and rng.random() < _COMPOSED:
+        return everyday(rng)
     return rng.choice(rng.choice(list(phrases(rng.choice(_SMALL_TALK))[split].values())))
 
 
 _SMALL_TALK = ("small_talk", "small_talk", "general_questions")
+_COMPOSED = 0.45
+"""The share of small talk that is composed, in training."""
 
 
 def rough_tokens(text: str) -> int:
