@@ -181,3 +181,15 @@ def _load() -> tuple[tuple[Attribute, ...], tuple[Attribute, ...]]:
 
 ATTRIBUTES, HELD_OUT_ATTRIBUTES = _load()
 """Attributes that training uses, and whole attributes that never occur in it."""
+
+_KINDS = (
+    ("person", "pet", "surname", "fullname"), ("city", "country", "street", "venue", "spot", "seat"),
+    ("date", "weekday", "month"), ("number", "code", "count", "age", "ordinal", "size", "phone"),
+    ("food", "fruit", "drink", "dessert", "flavor", "diet"), ("project", "word", "host", "file", "title"),
+    ("company", "department", "database", "system", "software", "editor", "proglang", "language"),
+)  # fmt: skip
+FAMILIES: dict[str, tuple[Attribute, ...]] = {
+    kind: tuple(a for a in ATTRIBUTES if a.values in next((kinds for kinds in _KINDS if kind in kinds), (kind,)))
+    for kind in {a.values for a in ATTRIBUTES}
+}
+"""The attributes of training whose values are easily taken for those of a kind: names, places, dates, …"""

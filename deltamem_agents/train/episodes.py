@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.messages import Message
 from deltamem_agents.train.agents import tool_prompt, tool_turn
-from deltamem_agents.train.attributes import ATTRIBUTES, HELD_OUT_ATTRIBUTES, Attribute, Split, words_of
+from deltamem_agents.train.attributes import ATTRIBUTES, FAMILIES, HELD_OUT_ATTRIBUTES, Attribute, Split, words_of
 from deltamem_agents.train.episode import UNKNOWN, Episode, Exchange, contains
 from deltamem_agents.train.facts import GENERATED, VALUES, Fact, ValueMix, Values
 from deltamem_agents.train.labels import ANSWER, LabelTexts
@@ -42,10 +42,8 @@ class EpisodeMix(BaseModel):
     """Share of facts whose value is a date, a time, a number, a code, or one of a few, such as a weekday."""
     names: float = Field(default=0.0, ge=0, le=1)
     """Share of facts, on top of chance, about what somebody is called: the speaker, a dog, a sister, a boss."""
-    common: float = Field(default=0.0, ge=0, le=1)
-    """Share of facts, on top of chance, about the two dozen commonest attributes: a name, a city, a dog, a job."""
-    introduced: float = Field(default=0.0, ge=0, le=1)
-    """Share of episodes that begin with the speaker's own name, which names told later easily take the place of."""
+    alike: float = Field(default=0.0, ge=0, le=1)
+    """Share of episodes whose facts are easily taken for one another: all names, or all places, dates, colours."""
     people: float = Field(default=0.0, ge=0, le=1)
     """Share of facts that are about another person."""
     relatives: float = Field(default=0.0, ge=0, le=1)
@@ -253,10 +251,12 @@ class _Draft:
         named = frozenset[str]().union(*(words_of(f.value) for f in besides))
         people = rng.sample([name for name in VALUES["person"] if name.lower() not in named], 3)
         others = [rng.choice(_RELATIVES) if mix.relatives and rng.random() < mix.relatives else p for p in people]
+        alike = bool(mix.alike) and mix.attributes == "known" and rng.random() < mix.alike
         while len(facts) < count:
             attribute, who = self._subject(facts, others if about else [])
-            if mix.introduced and not facts and not besides and rng.random() < mix.introduced:
-                attribute, who = _OWN_NAME, None
+            if alike and facts and len(family := FAMILIES[facts[0].attribute.values]) >= 2 * count:
+                basic = [a for a in family if a.area == "basics"]
+                attribute, who = rng.choice(basic if basic and rng.random() < 0.5 else family), None
             known = [*besides, *facts]
             if (attribute.name, who) in {f.about for f in facts}:
                 continue
@@ -282,8 +282,6 @@ class _Draft:
         pool = _DATED if dated and mix.attributes == "known" else _POOLS[mix.attributes]
         if mix.names and pool is _PLAIN and len(facts) < len(_NAMES) and rng.random() < mix.names:
             pool = _NAMES
-        if mix.common and pool is _PLAIN and rng.random() < mix.common:
-            pool = _POOLS["basic"]
         about = [a for a in pool if a.train_about] if rng.random() < mix.people and people else []
         return rng.choice(about or pool), rng.choice(people) if about else None
 
@@ -392,7 +390,6 @@ _POOLS: dict[str, tuple[Attribute, ...]] = {
     "basic": tuple(a for a in _PLAIN if a.area == "basics"),
     "unseen": HELD_OUT_ATTRIBUTES,
 }
-_OWN_NAME = next(a for a in _PLAIN if a.name == "name")
 _NAMES: tuple[Attribute, ...] = tuple(a for a in _PLAIN if a.values in ("person", "pet", "surname"))
 _RELATIVES = (
     "my sister", "my friend", "my boss", "my mother", "my father", "my son", "my daughter", "my wife",

@@ -16,6 +16,7 @@ from deltamem_agents.train.agents import tool_turn
 from deltamem_agents.train.attributes import Split
 from deltamem_agents.train.data import TrainingData
 from deltamem_agents.train.episodes import EpisodeMix
+from deltamem_agents.train.everyday import everyday
 from deltamem_agents.train.facts import holds_held_out_word
 from deltamem_agents.train.generated import Prompt, generate
 from deltamem_agents.train.phrases import phrases
@@ -67,7 +68,8 @@ def plain_replies(
     questions = general_questions("train")
     asked = rng.sample(questions, min(third, len(questions)))
     talk = [text for kind in phrases("small_talk")["train"].values() for text in kind]
-    talk = rng.sample(talk, min(third // 2, len(talk)))
+    talk = rng.sample(talk, min(third // 4, len(talk)))
+    talk += [everyday(rng) for _ in range(third // 2 - len(talk))]
     told = [data.generate(TOLD, rng, split="train").earlier[0].content for _ in range(third - len(talk))]
     wanted = [tool_turn(rng, "train")[0].content for _ in range(third // 4)]
     own = own_prompts(model, template, count=third // 2, seed=seed, cache_dir=cache_dir, progress=progress)

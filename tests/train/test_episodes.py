@@ -21,7 +21,7 @@ from deltamem_agents.train import (
     read_episodes,
     write_episodes,
 )
-from deltamem_agents.train.attributes import other_side
+from deltamem_agents.train.attributes import FAMILIES, other_side
 from deltamem_agents.train.episodes import UNKNOWN
 from deltamem_agents.train.facts import VALUES as PEOPLE
 from deltamem_agents.train.talk import SYSTEM_PROMPTS, rough_tokens
@@ -140,21 +140,18 @@ def test_a_share_of_facts_is_about_what_somebody_is_called() -> None:
     assert all(tag in called for tag in asked)
 
 
-def test_a_share_of_facts_is_about_the_commonest_attributes() -> None:
-    basic = {a.name for a in ATTRIBUTES if a.area == "basics"}
-    shares = {}
-    for common in (0.0, 0.5, 1.0):
-        asked = [drawn("train", seed, EpisodeMix(facts=(3,), common=common)).tags[-1] for seed in range(80)]
-        shares[common] = sum(tag in basic for tag in asked) / len(asked)
-    assert shares[0.0] < 0.3 < shares[0.5] < 0.8
-    assert shares[1.0] == 1.0
+def test_a_share_of_episodes_has_facts_that_are_easily_taken_for_one_another() -> None:
+    def one_family(share: float) -> int:
+        found = 0
+        for seed in range(60):
+            episode = drawn("train", seed, EpisodeMix(facts=(4,), questions=4, alike=share))
+            asked = {e.question for e in (*episode.exchanges, episode)}
+            assert len(asked) == 4
+            found += any(asked <= {q for a in family for q in a.train.questions} for family in FAMILIES.values())
+        return found
 
-
-def test_a_share_of_episodes_begins_with_the_speakers_own_name() -> None:
-    mix = EpisodeMix(facts=(3,), questions=3, introduced=0.5)
-    first = [drawn("train", seed, mix) for seed in range(80)]
-    own = [any("your name is" in e.answer.lower() for e in (*ep.exchanges, ep)) for ep in first]
-    assert 20 < sum(own) < 70
+    assert one_family(0.0) < 10 < one_family(0.5) < one_family(1.0)
+    assert one_family(1.0) > 35
 
 
 @given(st.integers(0, 10**6))
