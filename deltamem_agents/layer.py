@@ -190,10 +190,10 @@ class DeltaMemLayer(nn.Module):
         return floored(torch.sigmoid(logits), config.gate_floor)
 
     def write_gate(self, hidden: Tensor) -> Tensor:
-        """β of each token, the mean over the gates: hidden [B, T, H] -> float32 [B, T]."""
+        """β of each token and gate: hidden [B, T, H] -> float32 [B, T, gates]."""
         raw = F.linear(hidden.to(self.in_proj.dtype), self.in_proj[self.block["beta"]]).float()
         bias = self.gate_bias[: self.config.gates].float()
-        return floored(torch.sigmoid(raw + bias), self.config.gate_floor).mean(-1)
+        return floored(torch.sigmoid(raw + bias), self.config.gate_floor)
 
     def correction(self, projection: Projection, reads: Tensor) -> Tensor:
         """s·Δ ρ for one projection: reads [B, T, N·r] -> [B, T, out features], in the adapter's dtype."""

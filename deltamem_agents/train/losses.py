@@ -56,6 +56,14 @@ def plain_divergence(logits: Tensor, plain: Tensor, on: Tensor) -> Tensor:
     return F.kl_div(log_probs, plain_log_probs, log_target=True, reduction="batchmean")
 
 
+def open_cost(gate: Tensor) -> Tensor:
+    """−log(1 − g) of gates in [0, 1], each by itself: what it takes to close one that is all but fully open.
+
+    The mean of g would not: a sigmoid that is nearly 1 hardly moves. Through a sigmoid, the gradient of this is g.
+    """
+    return -torch.log1p(-gate * (1.0 - 1e-6))
+
+
 def gate_mean(beta: Tensor, on: Tensor) -> Tensor:
     """Mean write gate over the tokens `on`, NaN where there are none: beta [B, W], on bool [B, W] -> scalar."""
     return beta[on].mean() if bool(on.any()) else torch.full((), torch.nan, device=beta.device)

@@ -30,6 +30,7 @@ from deltamem_agents.train.losses import (
     distillation,
     exact,
     gate_mean,
+    open_cost,
     own_beats_swapped,
     plain_divergence,
 )
@@ -127,17 +128,17 @@ class Objective:
             parts["margin"] = weights.margin, own_beats_swapped(*beaten, margin=weights.margin_nats)
         figures: dict[str, float] = {}
         if batch.unrelated:
-            drift, opened = self._drift(batch, own)
+            drift, gates = self._drift(batch, own)
             parts["plain"] = weights.plain, drift
-            if opened is not None:
-                figures["read_gates_plain"] = opened.item()
+            if gates is not None:
+                figures["read_gates_plain"] = gates.mean().item()
                 if weights.gate:
-                    parts["gate"] = weights.gate, opened
+                    parts["gate"] = weights.gate, open_cost(gates).mean()
         if weights.sparsity:
-            parts["sparsity"] = weights.sparsity, gate_mean(written.beta, written.on)
+            parts["sparsity"] = weights.sparsity, gate_mean(written.cost, written.on)
         idle = written.on & written.talk
         if weights.idle and bool(idle.any()):
-            parts["idle"] = weights.idle, gate_mean(written.beta, idle)
+            parts["idle"] = weights.idle, gate_mean(written.cost, idle)
         loss = torch.stack([weight * part for weight, part in parts.values()]).sum()
         figures |= {f"{name}_loss": part.item() for name, (_, part) in parts.items()}
         figures["exact"] = exact(logits, rows.targets).float().mean().item()
@@ -187,7 +188,7 @@ class Objective:
         return distillation(logits, teacher, on, top_k=self.recipe.losses.distillation_top_k)
 
     def _drift(self, batch: Batch, state: MemoryState) -> tuple[Tensor, Tensor | None]:
-        """KL to the plain backbone where nothing may change, and how far reads opened there."""
+        """KL to the plain backbone where nothing may change, and how far each read opened there."""
         chosen = [u for u, _ in batch.unrelated]
         rows, places = self._plain_rows(chosen).sampled(self.recipe.losses.plain_positions, random.Random(batch.seed))
         rows, head = rows.to(self.model.device), self.model.backbone.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -198,7 +199,7 @@ class Objective:
         full = torch.tensor([full for _, full in batch.unrelated], device=self.model.device)
         memories = state.tensor[torch.arange(len(chosen)) % len(state)] * full.view(-1, 1, 1, 1, 1)
         logits, gates = answer_logits_and_gates(self.model, rows, MemoryState(memories))
-        opened = None if gates is None else gates[rows.mask.bool()].mean()
+        opened = None if gates is None else gates[rows.mask.bool()]
         return plain_divergence(logits, plain, rows.targets != IGNORED), opened
 
     def _plain_rows(self, unrelated: Sequence[Unrelated]) -> AnswerRows:

@@ -80,11 +80,11 @@ class Losses(BaseModel):
     plain: float = Field(default=1.0, ge=0)
     """KL to the plain backbone on unrelated prompts, in the steps that carry them."""
     sparsity: float = Field(default=0.0, ge=0)
-    """Mean write gate over written tokens."""
+    """Write gates that open over written tokens: the mean of −log(1 − β)."""
     idle: float = Field(default=0.0, ge=0)
-    """Mean write gate over written tokens of messages that tell nothing."""
+    """The same over written tokens of messages that tell nothing."""
     gate: float = Field(default=0.0, ge=0)
-    """Mean read gate over the rows that must answer as the plain backbone does."""
+    """Read gates that open in rows that must answer as the plain backbone does: the mean of −log(1 − g)."""
     plain_positions: int = Field(default=20, ge=1)
     """At how many tokens a row, drawn at random, those rows are compared with the plain backbone."""
 

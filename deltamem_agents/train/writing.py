@@ -15,6 +15,7 @@ from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.train.features import Features, TokenRow, message_tokens
+from deltamem_agents.train.losses import open_cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Written:
     state: MemoryState
     beta: Tensor
     """float32 [B, W]: β of each written token, the mean over layers and gates."""
+    cost: Tensor
+    """float32 [B, W]: what `losses.open_cost` says of them, the mean over layers and gates."""
     on: Tensor
     """bool [B, W]: which of them are written; the others are padding, or were only read before a message."""
     talk: Tensor
@@ -51,7 +54,7 @@ def write_memories(
         together: whether a message is encoded after the others of its conversation, behind the template's own system
             prompt, or by itself; features of single messages may be cached.
         talk: for each conversation, positions of messages that tell nothing.
-        gate_gradients: whether `beta` is on the tape.
+        gate_gradients: whether `beta` and `cost` are on the tape.
     """
     config = features.model.adapter.config
     device = features.model.device
@@ -76,14 +79,17 @@ def write_memories(
     on = pad_sequence(written, batch_first=True).to(device)
     span_ids = pad_sequence(spans, batch_first=True, padding_value=-1).to(device) if config.spans else None
     states = features.model.zero_state(len(conversations)).tensor
-    new, betas = [], []
+    new, betas, costs = [], [], []
     for number, layer in enumerate(features.model.adapter.layers.values()):
         x = inputs[:, :, number].to(layer.in_proj.dtype)
         new.append(layer(x, states[:, number], write=on, spans=span_ids).state)
         with nullcontext() if gate_gradients else torch.no_grad():
-            betas.append(layer.write_gate(x))
-    beta = torch.stack(betas).mean(0) * on
-    return Written(MemoryState(torch.stack(new, 1)), beta, on, pad_sequence(told_nothing, batch_first=True).to(device))
+            gates = layer.write_gate(x)
+            betas.append(gates.mean(-1))
+            costs.append(open_cost(gates).mean(-1))
+    beta, cost = (torch.stack(found).mean(0) * on for found in (betas, costs))
+    silent_tokens = pad_sequence(told_nothing, batch_first=True).to(device)
+    return Written(MemoryState(torch.stack(new, 1)), beta, cost, on, silent_tokens)
 
 
 CONTEXT = -1

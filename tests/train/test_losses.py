@@ -79,6 +79,16 @@ def test_plain_divergence_is_the_plain_formula_and_zero_where_nothing_changed() 
     assert losses.plain_divergence(x, x.detach(), ON).item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_what_a_gate_costs_moves_one_that_is_all_but_open() -> None:
+    raw = torch.tensor([-20.0, 0.0, 12.0], requires_grad=True)
+    cost = losses.open_cost(torch.sigmoid(raw))
+    assert cost.tolist() == pytest.approx([0.0, math.log(2), 12.0], abs=0.2)
+    cost.sum().backward()
+    assert raw.grad is not None
+    assert raw.grad.tolist() == pytest.approx([0.0, 0.5, 1.0], abs=0.2)
+    assert losses.open_cost(torch.ones(1)).isfinite()
+
+
 def test_gate_mean_counts_only_what_is_on() -> None:
     beta = torch.tensor([[0.2, 0.4, 0.9]], requires_grad=True)
     mean = losses.gate_mean(beta, torch.tensor([[True, True, False]]))
