@@ -19,6 +19,7 @@ MIX = EpisodeMix(
     made_up=0.4,
     dates=0.3,
     names=0.2,
+    alike=0.3,
     people=0.3,
     relatives=0.3,
     rivals=0.2,
