@@ -255,8 +255,9 @@ class _Draft:
         while len(facts) < count:
             attribute, who = self._subject(facts, others if about else [])
             if alike and facts and len(family := FAMILIES[facts[0].attribute.values]) >= 2 * count:
-                basic = [a for a in family if a.area == "basics"]
-                attribute, who = rng.choice(basic if basic and rng.random() < 0.5 else family), None
+                common = [a for a in family if a.area == "basics"]
+                common = common[:1] if rng.random() < 0.3 else common  # one's own name is every other's rival
+                attribute, who = rng.choice(common if common and rng.random() < 0.6 else family), None
             known = [*besides, *facts]
             if (attribute.name, who) in {f.about for f in facts}:
                 continue
