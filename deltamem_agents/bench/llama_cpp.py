@@ -1,5 +1,6 @@
 """llama.cpp beside this package: all sessions in one batch, through the low-level API of llama-cpp-python."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ def llama_cpp_peer(path: Path, *, length: int, threads: int) -> Iterator[Start]:
     """
     import llama_cpp
 
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # else it tells on stderr of every tensor
     llama_cpp.llama_backend_init()
     options = llama_cpp.llama_model_default_params()
     options.n_gpu_layers = 0
