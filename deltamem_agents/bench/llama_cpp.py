@@ -14,6 +14,9 @@ from deltamem_agents.errors import BackboneError, GenerationError
 
 INSTALL = "pip install llama-cpp-python (builds it: takes a C++ compiler and some minutes)"
 
+ROOM = 256
+"""llama.cpp gives each session a multiple of so many tokens."""
+
 
 def llama_cpp_available() -> bool:
     """Whether llama-cpp-python is installed."""
@@ -78,7 +81,7 @@ def _context(model: Any, *, sessions: int, length: int, threads: int) -> Any:
     import llama_cpp
 
     options = llama_cpp.llama_context_default_params()
-    options.n_ctx = options.n_batch = sessions * length
+    options.n_ctx = options.n_batch = sessions * (-(-length // ROOM) * ROOM)
     options.n_seq_max = sessions
     options.n_threads = options.n_threads_batch = threads
     options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
