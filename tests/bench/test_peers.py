@@ -5,7 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltamem_agents.bench.peers import EAGER, GENERATE, INT8, OURS, _bytes, _generate, _in_int8, _ours, run_peers
+from deltamem_agents.bench.llama_cpp import llama_cpp_available
+from deltamem_agents.bench.peers import (
+    EAGER,
+    GENERATE,
+    INT8,
+    LLAMA,
+    LLAMA_INT8,
+    OURS,
+    _bytes,
+    _generate,
+    _in_int8,
+    _ours,
+    run_peers,
+)
 from deltamem_agents.bench.subject import load_subject
 from tests.builders import tiny
 from tests.chat import byte_tokenizer, chat_backbone
@@ -20,11 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everybody_is_measured_at_each_number_of_sessions(folder: Path, tmp_path: Path) -> None:
+    there = llama_cpp_available()
     report = run_peers(prompt=9, tokens=3, sessions=(1, 2), repeats=2, replies=9, model=folder, output=tmp_path / "out")
     rows = {row.name: row for row in report.rows}
     for what in ("prefill", "decode"):
         for said in ("1 session", "2 sessions"):
-            for name in (GENERATE, EAGER, OURS, INT8):
+            for name in (GENERATE, EAGER, OURS, INT8, *((LLAMA, LLAMA_INT8) if there else ())):
                 row = rows[f"{what}, {said}: {name}"]
                 assert row.unit == "tokens/s"
                 assert len(row.samples) == 2
@@ -35,6 +49,11 @@ def test_everybody_is_measured_at_each_number_of_sessions(folder: Path, tmp_path
     assert ratio.samples[0] == pytest.approx(
         rows[f"decode, 1 session: {INT8}"].samples[0] / rows[f"decode, 1 session: {GENERATE}"].samples[0]
     )
+    if there:
+        assert rows[f"decode, 1 session: {INT8} ÷ {LLAMA_INT8}, tokens/s"].target == 0.8
+        assert rows[f"prefill, 2 sessions: {OURS} ÷ {LLAMA}, tokens/s"].target is None
+    assert ("pip install llama-cpp-python" in report.setup["not run"]) is not there
+    assert "--vllm PYTHON" in report.setup["not run"]
     assert rows["bandwidth of memory, read"].value > 0
     assert any("÷ floor of" in name for name in rows)
     targets = {name: row.target for name, row in rows.items() if row.target is not None}
