@@ -46,6 +46,8 @@ class Episode(BaseModel):
     """What a wrong answer from the same conversation would contain: values since replaced or denied."""
     talk: tuple[int, ...] = ()
     """Positions in `earlier` that tell nothing worth keeping."""
+    told: tuple[str, ...] = ()
+    """Values that the other messages of `earlier` tell: what is worth writing most."""
     tags: tuple[str, ...] = ()
     """Free labels, for telling kinds apart."""
     shown: bool = False
@@ -117,7 +119,13 @@ class Episode(BaseModel):
 
 def contains(text: str, value: str) -> bool:
     """Whether `value` stands in `text` on word boundaries, in any case."""
-    return re.search(rf"(?<!\w){re.escape(value.strip())}(?!\w)", text, re.IGNORECASE) is not None
+    return bool(places(text, value))
+
+
+def places(text: str, value: str) -> list[range]:
+    """The characters of `text` where `value` stands on word boundaries, in any case."""
+    pattern = rf"(?<!\w){re.escape(value.strip())}(?!\w)"
+    return [range(*found.span()) for found in re.finditer(pattern, text, re.IGNORECASE)]
 
 
 def read_episodes(path: Path) -> list[Episode]:
@@ -152,7 +160,7 @@ def _parse(path: Path, number: int, line: str) -> Episode:
         found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'episode'}: {e['msg']}" for e in error.errors())
         raise TrainingError(
             f"{path}, line {number} is not an episode ({found}): expected earlier, question and answer, and perhaps "
-            "window, exchanges, values, stale, talk and tags"
+            "window, exchanges, values, stale, talk, told and tags"
         ) from error
 
 

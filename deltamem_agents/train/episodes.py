@@ -371,6 +371,7 @@ class _Draft:
             values=values,
             stale=stale,
             talk=tuple(talk),
+            told=tuple(fact.value for turn in self.said for fact in turn.tells),
             tags=tags,
         )
 

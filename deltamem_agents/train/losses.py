@@ -64,6 +64,11 @@ def open_cost(gate: Tensor) -> Tensor:
     return -torch.log1p(-gate * (1.0 - 1e-6))
 
 
+def closed_cost(gates: Tensor) -> Tensor:
+    """−log of the mean gate, [..., gates] in [0, 1] -> [...]: what it takes to open some, whichever."""
+    return -torch.log(gates.mean(-1) + 1e-3)
+
+
 def gate_mean(beta: Tensor, on: Tensor) -> Tensor:
     """Mean write gate over the tokens `on`, NaN where there are none: beta [B, W], on bool [B, W] -> scalar."""
     return beta[on].mean() if bool(on.any()) else torch.full((), torch.nan, device=beta.device)

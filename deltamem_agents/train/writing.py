@@ -1,9 +1,9 @@
 """Memories that conversations leave behind, differentiable in the adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from deltamem_agents.backbone.template import ChatTemplate
 from deltamem_agents.config import DeltaMemConfig
 from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
+from deltamem_agents.train.episode import places
 from deltamem_agents.train.features import Features, TokenRow, message_tokens
-from deltamem_agents.train.losses import open_cost
+from deltamem_agents.train.losses import closed_cost, open_cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,14 @@ class Written:
     """float32 [B, W]: β of each written token, the mean over layers and gates."""
     cost: Tensor
     """float32 [B, W]: what `losses.open_cost` says of them, the mean over layers and gates."""
+    missed: Tensor
+    """float32 [B, W]: what `losses.closed_cost` says of them, the mean over layers."""
     on: Tensor
     """bool [B, W]: which of them are written; the others are padding, or were only read before a message."""
     talk: Tensor
     """bool [B, W]: which belong to messages that tell nothing."""
+    told: Tensor
+    """bool [B, W]: which belong to values told."""
 
 
 def write_memories(
@@ -40,6 +45,7 @@ def write_memories(
     *,
     together: bool,
     talk: Sequence[Sequence[int]] | None = None,
+    told: Sequence[Sequence[str]] | None = None,
     gate_gradients: bool = False,
 ) -> Written:
     """The memories that the conversations leave behind.
@@ -54,7 +60,8 @@ def write_memories(
         together: whether a message is encoded after the others of its conversation, behind the template's own system
             prompt, or by itself; features of single messages may be cached.
         talk: for each conversation, positions of messages that tell nothing.
-        gate_gradients: whether `beta` and `cost` are on the tape.
+        told: for each conversation, values that its other messages tell.
+        gate_gradients: whether `beta`, `cost` and `missed` are on the tape.
     """
     config = features.model.adapter.config
     device = features.model.device
@@ -68,18 +75,19 @@ def write_memories(
     else:
         found = features.of([r.ids for r in rows])
     pieces = iter(found)
-    hidden, written, spans, told_nothing = [], [], [], []
-    for parts, silent in zip(rendered, idle, strict=True):
+    hidden, written, spans, told_nothing, telling = [], [], [], [], []
+    for parts, silent, values in zip(rendered, idle, told or [()] * len(conversations), strict=True):
         hidden.append(torch.cat([next(pieces) for _ in parts]) if parts else _nothing(features))
         messages_of = [m for part in parts for m in part.messages]
         written.append(torch.tensor([m != CONTEXT for m in messages_of], dtype=torch.bool))
         spans.append(torch.tensor(_span_ids(template, parts, config.write_granularity), dtype=torch.long))
         told_nothing.append(torch.tensor([m in silent for m in messages_of], dtype=torch.bool))
+        telling.append(torch.tensor(_telling(template, parts, values, silent), dtype=torch.bool))
     inputs = pad_sequence(hidden, batch_first=True)  # [B, W, layers, H]
     on = pad_sequence(written, batch_first=True).to(device)
     span_ids = pad_sequence(spans, batch_first=True, padding_value=-1).to(device) if config.spans else None
     states = features.model.zero_state(len(conversations)).tensor
-    new, betas, costs = [], [], []
+    new, betas, costs, missed = [], [], [], []
     for number, layer in enumerate(features.model.adapter.layers.values()):
         x = inputs[:, :, number].to(layer.in_proj.dtype)
         new.append(layer(x, states[:, number], write=on, spans=span_ids).state)
@@ -87,9 +95,10 @@ def write_memories(
             gates = layer.write_gate(x)
             betas.append(gates.mean(-1))
             costs.append(open_cost(gates).mean(-1))
-    beta, cost = (torch.stack(found).mean(0) * on for found in (betas, costs))
-    silent_tokens = pad_sequence(told_nothing, batch_first=True).to(device)
-    return Written(MemoryState(torch.stack(new, 1)), beta, cost, on, silent_tokens)
+            missed.append(closed_cost(gates))
+    beta, cost, closed = (torch.stack(found).mean(0) * on for found in (betas, costs, missed))
+    silent_tokens, telling_tokens = (pad_sequence(t, batch_first=True).to(device) for t in (told_nothing, telling))
+    return Written(MemoryState(torch.stack(new, 1)), beta, cost, closed, on, silent_tokens, telling_tokens)
 
 
 CONTEXT = -1
@@ -133,15 +142,38 @@ def _render_together(template: ChatTemplate, messages: Sequence[Message], config
 def _span_ids(template: ChatTemplate, parts: Sequence[_Row], granularity: str) -> list[int]:
     """Numbers the spans of a conversation's written tokens: one for each message, or for each sentence."""
     spans: list[int] = []
-    tokens = [(m, row.ids[p]) for row in parts for p, m in zip(row.positions, row.messages, strict=True)]
-    for message, group in groupby(tokens, key=lambda token: token[0]):
-        ids = [i for _, i in group]
+    for message, ids in _by_message(parts):
         sentences = [0] * len(ids)
         if granularity == "sentence_mean":
             sentences = list(sentence_spans([str(template.tokenizer.decode([i])) for i in ids]))
         start = max(spans, default=-1) + 1
         spans += [-1] * len(ids) if message == CONTEXT else [start + s for s in sentences]
     return spans
+
+
+def _telling(
+    template: ChatTemplate, parts: Sequence[_Row], values: Sequence[str], silent: Container[int]
+) -> list[bool]:
+    """Which of a conversation's written tokens belong to one of the values, outside the messages that tell nothing."""
+    telling: list[bool] = []
+    for message, ids in _by_message(parts):
+        if not values or message == CONTEXT or message in silent:
+            telling += [False] * len(ids)
+            continue
+        pieces = [str(template.tokenizer.decode([i])) for i in ids]
+        ends = list(accumulate(len(piece) for piece in pieces))
+        found = [place for value in values for place in places("".join(pieces), value)]
+        telling += [
+            any(place.start < end and end - len(piece) < place.stop for place in found)
+            for piece, end in zip(pieces, ends, strict=True)
+        ]
+    return telling
+
+
+def _by_message(parts: Sequence[_Row]) -> list[tuple[int, list[int]]]:
+    """The ids of a conversation's tokens that matter to the memory, message by message."""
+    tokens = [(m, row.ids[p]) for row in parts for p, m in zip(row.positions, row.messages, strict=True)]
+    return [(m, [i for _, i in group]) for m, group in groupby(tokens, key=lambda token: token[0])]
 
 
 def _nothing(features: Features) -> Tensor:
