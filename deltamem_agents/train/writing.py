@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -160,12 +160,11 @@ def _telling(
         if not values or message == CONTEXT or message in silent:
             telling += [False] * len(ids)
             continue
-        pieces = [str(template.tokenizer.decode([i])) for i in ids]
-        ends = list(accumulate(len(piece) for piece in pieces))
-        found = [place for value in values for place in places("".join(pieces), value)]
+        texts = [str(template.tokenizer.decode(ids[:n])) for n in range(len(ids) + 1)]  # a character may be two tokens
+        found = [place for value in values for place in places(texts[-1], value)]
         telling += [
-            any(place.start < end and end - len(piece) < place.stop for place in found)
-            for piece, end in zip(pieces, ends, strict=True)
+            any(place.start < len(after) and len(before) < place.stop for place in found)
+            for before, after in pairwise(texts)
         ]
     return telling
 

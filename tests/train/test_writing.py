@@ -14,6 +14,7 @@ from deltamem_agents.state import MemoryState
 from deltamem_agents.train.answers import answer_logits, answer_rows, prose_rows
 from deltamem_agents.train.episode import Episode, Exchange
 from deltamem_agents.train.features import WASTE, Features, buckets
+from deltamem_agents.train.losses import gate_mean
 from deltamem_agents.train.writing import write_memories
 from tests.builders import randomised
 from tests.train.conftest import SMALL
@@ -110,6 +111,41 @@ def test_gates_are_means_of_beta_and_talk_is_told_apart(
     assert not written.beta.requires_grad
     on_tape = write_memories(Features(full), ChatTemplate(tokenizer), TALK, together=False, gate_gradients=True)
     assert on_tape.beta.requires_grad
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_values_told_are_found_as_words_outside_the_messages_that_tell_nothing(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, together: bool
+) -> None:
+    told = "I'm ANN, no Annabel: Ann. I live in São Tomé."
+    said = [Message(role="user", content=text) for text in (told, "Ann was late.", "Nothing here.")]
+    template, values = ChatTemplate(tokenizer), ["Ann", "São Tomé", "Bob"]
+    written = write_memories(
+        Features(model(backbone)), template, [said, TALK[0]], together=together, talk=[[1], []], told=[values, []]
+    )
+    rows = [s for s in template.render(said) if s.message is not None]
+    ids = torch.tensor([i for row in rows for i in row.ids])
+    found = tokenizer.decode(ids[written.told[0][written.on[0]]])
+    assert found == "ANNAnnSão Tomé"
+    assert not written.told[1].any()
+
+
+def test_a_told_value_costs_what_keeps_the_gates_of_a_layer_shut(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    full = model(backbone)
+    features, template = Features(full), ChatTemplate(tokenizer)
+    written = write_memories(features, template, [TALK[0]], together=False, told=[["row"]], gate_gradients=True)
+    x = features.of([tuple(template.render([TALK[0][2]])[-1].ids)])[0]
+    expected = torch.stack([
+        -(layer.write_gate(x[None, :, n])[0].mean(-1) + 1e-3).log()
+        for n, layer in enumerate(full.adapter.layers.values())
+    ]).mean(0)
+    torch.testing.assert_close(written.missed[0][written.on[0]][-len(expected) :], expected)
+    gate_mean(written.missed, written.told).backward()
+    grad = next(iter(full.adapter.layers.values())).gate_bias.grad
+    assert grad is not None
+    assert (grad[: full.adapter.config.gates] < 0).all(), "a step along it opens every gate"
 
 
 def test_answer_rows_end_together_and_count_only_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
