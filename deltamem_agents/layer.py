@@ -195,6 +195,14 @@ class DeltaMemLayer(nn.Module):
         bias = self.gate_bias[: self.config.gates].float()
         return floored(torch.sigmoid(raw + bias), self.config.gate_floor)
 
+    def keys(self, hidden: Tensor) -> Tensor:
+        """Key of each token of a sequence from its beginning: hidden [B, T, H] -> float32 [B, T, N, r]."""
+        hidden = hidden.to(self.in_proj.dtype)
+        raw = F.linear(hidden, self.in_proj[self.block["k"]]).float()
+        if self.config.key_shift:
+            raw = raw + shifted(F.linear(hidden, self.in_proj[self.block["shift"]]).float(), None, None)[0]
+        return self._unit(raw)
+
     def correction(self, projection: Projection, reads: Tensor) -> Tensor:
         """s·Δ ρ for one projection: reads [B, T, N·r] -> [B, T, out features], in the adapter's dtype."""
         delta = self.delta[projection]

@@ -46,8 +46,8 @@ class Episode(BaseModel):
     """What a wrong answer from the same conversation would contain: values since replaced or denied."""
     talk: tuple[int, ...] = ()
     """Positions in `earlier` that tell nothing worth keeping."""
-    told: tuple[str, ...] = ()
-    """Values that the other messages of `earlier` tell: what is worth writing most."""
+    told: tuple[tuple[str, ...], ...] = ()
+    """Values that the other messages of `earlier` tell, those of one thing together: what is worth writing most."""
     tags: tuple[str, ...] = ()
     """Free labels, for telling kinds apart."""
     shown: bool = False

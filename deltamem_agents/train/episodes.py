@@ -357,6 +357,7 @@ class _Draft:
     ) -> Episode:
         earlier: list[Message] = []
         talk: list[int] = []
+        facts = [fact for turn in self.said for fact in turn.tells]
         window = self._system_prompt(questions=len(exchanges) + 1)
         for turn in self.said:
             heard = [m for m in turn.messages if self.mix.replies or m.role != "assistant"]
@@ -371,7 +372,7 @@ class _Draft:
             values=values,
             stale=stale,
             talk=tuple(talk),
-            told=tuple(fact.value for turn in self.said for fact in turn.tells),
+            told=tuple(tuple(f.value for f in facts if f.about == a) for a in dict.fromkeys(f.about for f in facts)),
             tags=tags,
         )
 

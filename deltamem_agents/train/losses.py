@@ -69,6 +69,17 @@ def closed_cost(gates: Tensor) -> Tensor:
     return -torch.log(gates.mean(-1) + 1e-3)
 
 
+def key_overlap(keys: Tensor, facts: Tensor) -> Tensor:
+    """Mean squared cosine of the keys of values of different facts: what writing one takes from the other.
+
+    keys [B, T, N, r], facts long [B, T], 0 for tokens that tell none -> scalar, NaN where no memory is told two.
+    """
+    row, token = facts.nonzero(as_tuple=True)
+    told, fact = F.normalize(keys[row, token], dim=-1), facts[row, token]
+    pairs = (row.unsqueeze(1) == row) & (fact.unsqueeze(1) != fact)
+    return torch.einsum("tnr,snr->tsn", told, told)[pairs].square().mean()
+
+
 def gate_mean(beta: Tensor, on: Tensor) -> Tensor:
     """Mean write gate over the tokens `on`, NaN where there are none: beta [B, W], on bool [B, W] -> scalar."""
     return beta[on].mean() if bool(on.any()) else torch.full((), torch.nan, device=beta.device)

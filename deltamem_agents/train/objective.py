@@ -112,7 +112,7 @@ class Objective:
         written = self.write(
             batch.episodes,
             together=batch.together,
-            gate_gradients=weights.sparsity + weights.idle + weights.told > 0,
+            gate_gradients=weights.sparsity + weights.idle + weights.told + weights.apart > 0,
         )
         own = written.state
         rows = self.rows(batch.episodes, bare=batch.bare)
@@ -139,14 +139,17 @@ class Objective:
         idle = written.on & written.talk
         if weights.idle and bool(idle.any()):
             parts["idle"] = weights.idle, gate_mean(written.cost, idle)
-        if weights.told and bool(written.told.any()):
-            parts["told"] = weights.told, gate_mean(written.missed, written.told)
+        told = written.told > 0
+        if weights.told and bool(told.any()):
+            parts["told"] = weights.told, gate_mean(written.missed, told)
+        if weights.apart and not bool(written.overlap.isnan()):
+            parts["apart"] = weights.apart, written.overlap
         loss = torch.stack([weight * part for weight, part in parts.values()]).sum()
         figures |= {f"{name}_loss": part.item() for name, (_, part) in parts.items()}
         figures["exact"] = exact(logits, rows.targets).float().mean().item()
         figures["beta_facts"] = gate_mean(written.beta, written.on & ~written.talk).item()
-        if bool(written.told.any()):
-            figures["beta_told"] = gate_mean(written.beta, written.told).item()
+        if bool(told.any()):
+            figures["beta_told"] = gate_mean(written.beta, told).item()
         if bool(idle.any()):
             figures["beta_talk"] = gate_mean(written.beta, idle).item()
         return loss, figures

@@ -16,7 +16,7 @@ from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.train.episode import places
 from deltamem_agents.train.features import Features, TokenRow, message_tokens
-from deltamem_agents.train.losses import closed_cost, open_cost
+from deltamem_agents.train.losses import closed_cost, key_overlap, open_cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,9 @@ class Written:
     talk: Tensor
     """bool [B, W]: which belong to messages that tell nothing."""
     told: Tensor
-    """bool [B, W]: which belong to values told."""
+    """long [B, W]: the fact whose value they belong to, from 1; 0: none."""
+    overlap: Tensor
+    """float32 scalar: `losses.key_overlap` of those, the mean over layers."""
 
 
 def write_memories(
@@ -45,7 +47,7 @@ def write_memories(
     *,
     together: bool,
     talk: Sequence[Sequence[int]] | None = None,
-    told: Sequence[Sequence[str]] | None = None,
+    told: Sequence[Sequence[Sequence[str]]] | None = None,
     gate_gradients: bool = False,
 ) -> Written:
     """The memories that the conversations leave behind.
@@ -60,8 +62,8 @@ def write_memories(
         together: whether a message is encoded after the others of its conversation, behind the template's own system
             prompt, or by itself; features of single messages may be cached.
         talk: for each conversation, positions of messages that tell nothing.
-        told: for each conversation, values that its other messages tell.
-        gate_gradients: whether `beta`, `cost` and `missed` are on the tape.
+        told: for each conversation, values that its other messages tell, those of one thing together.
+        gate_gradients: whether `beta`, `cost`, `missed` and `overlap` are on the tape.
     """
     config = features.model.adapter.config
     device = features.model.device
@@ -82,12 +84,13 @@ def write_memories(
         written.append(torch.tensor([m != CONTEXT for m in messages_of], dtype=torch.bool))
         spans.append(torch.tensor(_span_ids(template, parts, config.write_granularity), dtype=torch.long))
         told_nothing.append(torch.tensor([m in silent for m in messages_of], dtype=torch.bool))
-        telling.append(torch.tensor(_telling(template, parts, values, silent), dtype=torch.bool))
+        telling.append(torch.tensor(_telling(template, parts, values, silent), dtype=torch.long))
     inputs = pad_sequence(hidden, batch_first=True)  # [B, W, layers, H]
     on = pad_sequence(written, batch_first=True).to(device)
     span_ids = pad_sequence(spans, batch_first=True, padding_value=-1).to(device) if config.spans else None
     states = features.model.zero_state(len(conversations)).tensor
-    new, betas, costs, missed = [], [], [], []
+    facts = pad_sequence(telling, batch_first=True).to(device)
+    new, betas, costs, missed, overlaps = [], [], [], [], []
     for number, layer in enumerate(features.model.adapter.layers.values()):
         x = inputs[:, :, number].to(layer.in_proj.dtype)
         new.append(layer(x, states[:, number], write=on, spans=span_ids).state)
@@ -96,9 +99,11 @@ def write_memories(
             betas.append(gates.mean(-1))
             costs.append(open_cost(gates).mean(-1))
             missed.append(closed_cost(gates))
+            overlaps.append(key_overlap(layer.keys(x), facts))
     beta, cost, closed = (torch.stack(found).mean(0) * on for found in (betas, costs, missed))
-    silent_tokens, telling_tokens = (pad_sequence(t, batch_first=True).to(device) for t in (told_nothing, telling))
-    return Written(MemoryState(torch.stack(new, 1)), beta, cost, closed, on, silent_tokens, telling_tokens)
+    silent_tokens = pad_sequence(told_nothing, batch_first=True).to(device)
+    overlap = torch.stack(overlaps).mean()
+    return Written(MemoryState(torch.stack(new, 1)), beta, cost, closed, on, silent_tokens, facts, overlap)
 
 
 CONTEXT = -1
@@ -152,18 +157,18 @@ def _span_ids(template: ChatTemplate, parts: Sequence[_Row], granularity: str) -
 
 
 def _telling(
-    template: ChatTemplate, parts: Sequence[_Row], values: Sequence[str], silent: Container[int]
-) -> list[bool]:
-    """Which of a conversation's written tokens belong to one of the values, outside the messages that tell nothing."""
-    telling: list[bool] = []
+    template: ChatTemplate, parts: Sequence[_Row], told: Sequence[Sequence[str]], silent: Container[int]
+) -> list[int]:
+    """The fact, from 1, whose value each of a conversation's tokens belongs to; 0 in the messages that tell nothing."""
+    telling: list[int] = []
     for message, ids in _by_message(parts):
-        if not values or message == CONTEXT or message in silent:
-            telling += [False] * len(ids)
+        if not told or message == CONTEXT or message in silent:
+            telling += [0] * len(ids)
             continue
         texts = [str(template.tokenizer.decode(ids[:n])) for n in range(len(ids) + 1)]  # a character may be two tokens
-        found = [place for value in values for place in places(texts[-1], value)]
+        found = [(n, place) for n, values in enumerate(told, 1) for v in values for place in places(texts[-1], v)]
         telling += [
-            any(place.start < len(after) and len(before) < place.stop for place in found)
+            next((n for n, place in found if place.start < len(after) and len(before) < place.stop), 0)
             for before, after in pairwise(texts)
         ]
     return telling

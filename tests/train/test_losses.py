@@ -33,6 +33,19 @@ def test_cross_entropy_and_log_probs_are_the_plain_formulas() -> None:
     torch.testing.assert_close(losses.answer_log_probs(x, TARGETS), expected)
 
 
+def test_overlap_is_the_mean_squared_cosine_of_keys_of_different_facts_of_one_memory() -> None:
+    keys = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    facts = torch.tensor([[1, 0, 2, 1], [3, 3, 0, 0]])  # the second memory is told one
+    expected = [
+        float(torch.dot(keys[0, t, n], keys[0, s, n]) / keys[0, t, n].norm() / keys[0, s, n].norm()) ** 2
+        for t, s in ((0, 2), (3, 2))
+        for n in range(3)
+    ]
+    assert losses.key_overlap(keys, facts).item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert losses.key_overlap(keys, facts * 0).isnan()
+    assert losses.key_overlap(keys[1:], facts[1:]).isnan()
+
+
 def test_exact_wants_every_token() -> None:
     x = torch.zeros(B, A, V)
     for b, a in places():

@@ -60,9 +60,10 @@ def test_drift_is_the_divergence_from_the_plain_model_at_the_positions_drawn(mak
 
 
 def test_values_told_are_weighed_in_where_a_recipe_asks_for_it(make: Make) -> None:
-    trainer = make(losses=Losses(told=0.5, idle=2.0), stages=(Stage(steps=3, facts=(2,), other_talk=3),))
+    trainer = make(losses=Losses(told=0.5, apart=3.0, idle=2.0), stages=(Stage(steps=3, facts=(2,), other_talk=3),))
     record = trainer._one_step()
-    parts = record["answer_loss"] + 0.5 * record["told_loss"] + 2.0 * record.get("idle_loss", 0.0)
+    parts = record["answer_loss"] + 0.5 * record["told_loss"] + 3.0 * record["apart_loss"]
+    parts += 2.0 * record.get("idle_loss", 0.0)
     assert record["loss"] == pytest.approx(parts, rel=1e-5)
     assert 0 < record["beta_told"] < 1
 

@@ -13,7 +13,7 @@ from deltamem_agents.messages import Message
 from deltamem_agents.state import MemoryState
 from deltamem_agents.train.answers import answer_logits, answer_rows, prose_rows
 from deltamem_agents.train.episode import Episode, Exchange
-from deltamem_agents.train.features import WASTE, Features, buckets
+from deltamem_agents.train.features import WASTE, Features, buckets, message_tokens
 from deltamem_agents.train.losses import gate_mean
 from deltamem_agents.train.writing import write_memories
 from tests.builders import randomised
@@ -119,14 +119,14 @@ def test_values_told_are_found_as_words_outside_the_messages_that_tell_nothing(
 ) -> None:
     told = "I'm ANN, no Annabel: Ann. I live in São Tomé."
     said = [Message(role="user", content=text) for text in (told, "Ann was late.", "Nothing here.")]
-    template, values = ChatTemplate(tokenizer), ["Ann", "São Tomé", "Bob"]
+    template, values = ChatTemplate(tokenizer), [["Bob"], ["Ann", "Anne"], ["São Tomé"]]
     written = write_memories(
         Features(model(backbone)), template, [said, TALK[0]], together=together, talk=[[1], []], told=[values, []]
     )
     rows = [s for s in template.render(said) if s.message is not None]
     ids = torch.tensor([i for row in rows for i in row.ids])
-    found = tokenizer.decode(ids[written.told[0][written.on[0]]])
-    assert found == "ANNAnnSão Tomé"
+    facts = written.told[0][written.on[0]]
+    assert [tokenizer.decode(ids[facts == n]) for n in (1, 2, 3)] == ["", "ANNAnn", "São Tomé"]
     assert not written.told[1].any()
 
 
@@ -135,17 +135,33 @@ def test_a_told_value_costs_what_keeps_the_gates_of_a_layer_shut(
 ) -> None:
     full = model(backbone)
     features, template = Features(full), ChatTemplate(tokenizer)
-    written = write_memories(features, template, [TALK[0]], together=False, told=[["row"]], gate_gradients=True)
+    written = write_memories(features, template, [TALK[0]], together=False, told=[[["row"]]], gate_gradients=True)
     x = features.of([tuple(template.render([TALK[0][2]])[-1].ids)])[0]
     expected = torch.stack([
         -(layer.write_gate(x[None, :, n])[0].mean(-1) + 1e-3).log()
         for n, layer in enumerate(full.adapter.layers.values())
     ]).mean(0)
     torch.testing.assert_close(written.missed[0][written.on[0]][-len(expected) :], expected)
-    gate_mean(written.missed, written.told).backward()
+    gate_mean(written.missed, written.told > 0).backward()
     grad = next(iter(full.adapter.layers.values())).gate_bias.grad
     assert grad is not None
     assert (grad[: full.adapter.config.gates] < 0).all(), "a step along it opens every gate"
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_keys_are_those_that_a_token_is_written_under(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shift: bool
+) -> None:
+    full = model(backbone, SMALL.model_copy(update={"key_shift": shift}))
+    (x,) = Features(full).of([message_tokens(ChatTemplate(tokenizer), TALK[0][0])])
+    for number, layer in enumerate(full.adapter.layers.values()):
+        keys = layer.keys(x[None, :, number])[0]
+        for token in range(len(x)):
+            alone = (torch.arange(len(x)) == token)[None]
+            state = layer(x[None, :, number], full.zero_state(1).tensor[:, number], write=alone).state[0]
+            read = torch.einsum("nij,nj->ni", state, keys[token])
+            torch.testing.assert_close(torch.einsum("ni,nj->nij", read, keys[token]), state)
+            assert state.abs().sum() > 0
 
 
 def test_answer_rows_end_together_and_count_only_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
