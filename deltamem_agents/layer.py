@@ -195,12 +195,11 @@ class DeltaMemLayer(nn.Module):
         bias = self.gate_bias[: self.config.gates].float()
         return floored(torch.sigmoid(raw + bias), self.config.gate_floor)
 
-    def keys(self, hidden: Tensor) -> Tensor:
-        """Key of each token of a sequence from its beginning: hidden [B, T, H] -> float32 [B, T, N, r]."""
-        hidden = hidden.to(self.in_proj.dtype)
-        raw = F.linear(hidden, self.in_proj[self.block["k"]]).float()
+    def keys(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """Keys of tokens written one by one: these and the one before each [..., H] -> float32 [..., N, r]."""
+        raw = F.linear(hidden.to(self.in_proj.dtype), self.in_proj[self.block["k"]]).float()
         if self.config.key_shift:
-            raw = raw + shifted(F.linear(hidden, self.in_proj[self.block["shift"]]).float(), None, None)[0]
+            raw = raw + F.linear(before.to(self.in_proj.dtype), self.in_proj[self.block["shift"]]).float()
         return self._unit(raw)
 
     def correction(self, projection: Projection, reads: Tensor) -> Tensor:

@@ -111,6 +111,10 @@ class Episode(BaseModel):
             shown = [v for v in self.values or (self.answer,) if contains(exchange.answer, v)]
             if shown and UNKNOWN not in self.values:
                 raise ValueError(f"exchange {position} shows {shown[0]!r}, which the question asks for: leave it out")
+        said = [m.content for n, m in enumerate(self.earlier) if n not in self.talk]
+        untold = [v for values in self.told for v in values if not any(contains(text, v) for text in said)]
+        if untold and not self.shown:
+            raise ValueError(f"told names {untold[0]!r}, which no message of earlier tells, talk aside: leave it out")
         outside = [p for p in self.talk if not 0 <= p < len(self.earlier)]
         if outside:
             raise ValueError(f"talk names message {outside[0]}, but earlier has {len(self.earlier)}")

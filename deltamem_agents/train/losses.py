@@ -69,15 +69,14 @@ def closed_cost(gates: Tensor) -> Tensor:
     return -torch.log(gates.mean(-1) + 1e-3)
 
 
-def key_overlap(keys: Tensor, facts: Tensor) -> Tensor:
-    """Mean squared cosine of the keys of values of different facts: what writing one takes from the other.
+def key_overlap(keys: Tensor, memories: Tensor, facts: Tensor) -> Tensor:
+    """Mean squared cosine of keys of different facts in one memory: what writing one takes from the other.
 
-    keys [B, T, N, r], facts long [B, T], 0 for tokens that tell none -> scalar, NaN where no memory is told two.
+    keys [T, N, r], and whose each is, memories and facts long [T] -> scalar, NaN where no memory is told two facts.
     """
-    row, token = facts.nonzero(as_tuple=True)
-    told, fact = F.normalize(keys[row, token], dim=-1), facts[row, token]
-    pairs = (row.unsqueeze(1) == row) & (fact.unsqueeze(1) != fact)
-    return torch.einsum("tnr,snr->tsn", told, told)[pairs].square().mean()
+    keys = F.normalize(keys, dim=-1)
+    pairs = (memories.unsqueeze(1) == memories) & (facts.unsqueeze(1) != facts)
+    return torch.einsum("tnr,snr->tsn", keys, keys)[pairs].square().mean()
 
 
 def gate_mean(beta: Tensor, on: Tensor) -> Tensor:

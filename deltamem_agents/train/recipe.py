@@ -86,7 +86,7 @@ class Losses(BaseModel):
     told: float = Field(default=0.0, ge=0)
     """Write gates that stay closed over the values told: the mean of −log β̄, β̄ being the mean over a layer's gates."""
     apart: float = Field(default=0.0, ge=0)
-    """Keys of different facts in one memory that are alike, so that one overwrites the other: their mean cos²."""
+    """Token writes of different facts to one memory under keys alike, which overwrite each other: mean cos² of keys."""
     gate: float = Field(default=0.0, ge=0)
     """Read gates that open in rows that must answer as the plain backbone does: the mean of −log(1 − g)."""
     plain_positions: int = Field(default=20, ge=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -90,6 +91,7 @@ def write_memories(
     span_ids = pad_sequence(spans, batch_first=True, padding_value=-1).to(device) if config.spans else None
     states = features.model.zero_state(len(conversations)).tensor
     facts = pad_sequence(telling, batch_first=True).to(device)
+    rows_told, tokens_told = facts.nonzero(as_tuple=True)
     new, betas, costs, missed, overlaps = [], [], [], [], []
     for number, layer in enumerate(features.model.adapter.layers.values()):
         x = inputs[:, :, number].to(layer.in_proj.dtype)
@@ -99,7 +101,9 @@ def write_memories(
             betas.append(gates.mean(-1))
             costs.append(open_cost(gates).mean(-1))
             missed.append(closed_cost(gates))
-            overlaps.append(key_overlap(layer.keys(x), facts))
+            before = F.pad(x, (0, 0, 1, 0))[rows_told, tokens_told]
+            keys = layer.keys(x[rows_told, tokens_told], before)
+            overlaps.append(key_overlap(keys, rows_told, facts[rows_told, tokens_told]))
     beta, cost, closed = (torch.stack(found).mean(0) * on for found in (betas, costs, missed))
     silent_tokens = pad_sequence(told_nothing, batch_first=True).to(device)
     overlap = torch.stack(overlaps).mean()

@@ -317,6 +317,8 @@ def test_a_file_of_episodes_reads_back(tmp_path: Path) -> None:
         ({"window": [{"role": "user", "content": "Oslo is cold."}]}, r"window message 0 shows 'Oslo'"),
         ({"values": [], "window": [{"role": "user", "content": "> You live in Oslo. <"}]}, r"window message 0 shows"),
         ({"talk": [1]}, r"talk names message 1"),
+        ({"told": [["Oslo"], ["Rex"]]}, r"told names 'Rex', which no message"),
+        ({"told": [["Oslo"]], "talk": [0]}, r"told names 'Oslo', which no message"),
     ],
 )
 def test_a_malformed_line_is_named_with_its_field(tmp_path: Path, change: dict[str, object], told: str) -> None:

@@ -41,9 +41,12 @@ def test_overlap_is_the_mean_squared_cosine_of_keys_of_different_facts_of_one_me
         for t, s in ((0, 2), (3, 2))
         for n in range(3)
     ]
-    assert losses.key_overlap(keys, facts).item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    assert losses.key_overlap(keys, facts * 0).isnan()
-    assert losses.key_overlap(keys[1:], facts[1:]).isnan()
+    row, token = facts.nonzero(as_tuple=True)
+    whose = row, facts[row, token]
+    found = losses.key_overlap(keys[row, token], *whose)
+    assert found.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert losses.key_overlap(keys[row, token][3:], *(x[3:] for x in whose)).isnan()
+    assert losses.key_overlap(keys[row, token][:0], *(x[:0] for x in whose)).isnan()
 
 
 def test_exact_wants_every_token() -> None:

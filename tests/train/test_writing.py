@@ -155,13 +155,31 @@ def test_keys_are_those_that_a_token_is_written_under(
     full = model(backbone, SMALL.model_copy(update={"key_shift": shift}))
     (x,) = Features(full).of([message_tokens(ChatTemplate(tokenizer), TALK[0][0])])
     for number, layer in enumerate(full.adapter.layers.values()):
-        keys = layer.keys(x[None, :, number])[0]
+        keys = layer.keys(x[:, number], torch.cat([torch.zeros_like(x[:1, number]), x[:-1, number]]))
         for token in range(len(x)):
             alone = (torch.arange(len(x)) == token)[None]
             state = layer(x[None, :, number], full.zero_state(1).tensor[:, number], write=alone).state[0]
             read = torch.einsum("nij,nj->ni", state, keys[token])
             torch.testing.assert_close(torch.einsum("ni,nj->nij", read, keys[token]), state)
             assert state.abs().sum() > 0
+
+
+def test_keys_of_facts_told_are_compared_as_their_conversation_writes_them(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    full = model(backbone)
+    features, template = Features(full), ChatTemplate(tokenizer)
+    told = [[["Ann"], ["row", "ski"]], []]
+    written = write_memories(features, template, TALK, together=False, told=told, gate_gradients=True)
+    x = torch.cat(features.of([message_tokens(template, TALK[0][n]) for n in (0, 2)]))
+    facts = written.told[0][: len(x)]
+    expected = []
+    for number, layer in enumerate(full.adapter.layers.values()):
+        keys = layer.keys(x[:, number], torch.cat([x[:1, number] * 0, x[:-1, number]]))
+        cosine = torch.einsum("tnr,snr->tsn", keys, keys)
+        expected.append(cosine[facts == 1][:, facts == 2].square().mean())
+    torch.testing.assert_close(written.overlap, torch.stack(expected).mean())
+    assert written.overlap.requires_grad
 
 
 def test_answer_rows_end_together_and_count_only_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
