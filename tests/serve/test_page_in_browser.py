@@ -3,12 +3,13 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, Route, expect, sync_playwright
 
 from tests.serve.conftest import KEYS, Running, Serve
 
@@ -161,6 +162,7 @@ def test_edit_and_another_reply_are_branches(page: Page, server: Running) -> Non
 
 def test_a_reply_is_stopped(page: Page, serve: Serve) -> None:
     server = serve(max_new_tokens=1900)
+    server.engine.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))  # longer than the browser ever takes
     begin(page, server)
     page.get_by_role("textbox", name="Message").fill("tell me all")
     page.get_by_role("textbox", name="Message").press("Enter")
@@ -170,6 +172,21 @@ def test_a_reply_is_stopped(page: Page, serve: Serve) -> None:
     expect(page.get_by_role("textbox", name="Message")).to_have_value("tell me all")
     expect(page.locator(".turn")).to_have_count(0)
     assert server.engine.sessions() == []
+
+
+def test_a_reply_is_stopped_too_late(page: Page, server: Running) -> None:
+    def complete_before_it_is_seen(route: Route) -> None:
+        route.fetch()
+        page.keyboard.press("Escape")
+
+    begin(page, server)
+    page.route("**/page/say*", complete_before_it_is_seen)
+    page.get_by_role("textbox", name="Message").fill("one")
+    page.get_by_role("textbox", name="Message").press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("is kept")
+    expect(page.locator(".turn[data-snapshot]")).to_have_count(1)
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("")
+    assert server.engine.info("alice").turns == 1
 
 
 def test_what_does_it_remember(page: Page, server: Running) -> None:

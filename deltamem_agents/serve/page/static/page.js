@@ -107,6 +107,9 @@ class Talk {
     this.text.style.height = `${Math.min(this.text.scrollHeight + 2, 220)}px`;
   }
 
+  /** The id of the newest turn that was kept. */
+  get head() { return one(".turn:last-of-type", this.thread)?.dataset.snapshot; }
+
   get lastTrace() { return one(".turn:last-of-type > .trace", this.thread); }
 
   /** What the newest turn wrote is shown by itself, until somebody closes it. */
@@ -134,9 +137,10 @@ class Talk {
     const said = element("div", "said user");
     said.append(element("div", "text", text));
     turn.append(said);
-    if (edited) this.drop(one(`[data-edit="${CSS.escape(edited)}"]`, this.thread)?.closest(".turn"));
+    const replaced = edited && one(`[data-edit="${CSS.escape(edited)}"]`, this.thread)?.closest(".turn");
     this.edit(null);
-    const kept = await this.reply(turn, edited ? "/page/again" : "/page/say", fields, beside ? text : null);
+    const path = edited ? "/page/again" : "/page/say";
+    const kept = await this.reply(turn, path, fields, { replaced, compared: beside ? text : null });
     if (!kept && !this.text.value) this.edit(edited, text);
   }
 
@@ -146,8 +150,7 @@ class Talk {
     const said = element("div", "said user");
     said.append(element("div", "text", one(".said.user .text", turn)?.textContent ?? ""));
     coming.append(said);
-    this.drop(turn);
-    this.reply(coming, "/page/again", { message: handle }, null);
+    this.reply(coming, "/page/again", { message: handle }, { replaced: turn });
   }
 
   /** Takes a turn and what follows it out of sight: the thread is shown anew in the end, whatever came. */
@@ -160,7 +163,9 @@ class Talk {
   }
 
   /** Shows a reply as it comes, and beside it the frozen model's; whether the turn was kept. */
-  async reply(turn, path, fields, compared) {
+  async reply(turn, path, fields, { replaced = null, compared = null }) {
+    const before = this.head;
+    this.drop(replaced);
     this.running = new AbortController();
     const { signal } = this.running;
     this.busy(true);
@@ -180,10 +185,13 @@ class Talk {
     this.busy(false);
     await this.refresh();
     if (other?.column) this.putBeside(other.column, kept.column);
-    if (stopped && !kept.whole) notice("Stopped. Nothing of it was kept: the memory is as it was.");
+    const { head } = this; // the server may have been done when it was stopped
+    const whole = kept.whole || (head !== undefined && head !== before);
+    if (stopped && !kept.whole)
+      notice(whole ? "It was complete before it was stopped, and is kept." : "Stopped. Nothing of it was kept: the memory is as it was.");
     const failed = kept.error ?? other?.error;
     if (failed && !stopped) notice(failed);
-    return kept.whole;
+    return whole;
   }
 
   /** One reply into a column; an error is a value, so that the other column goes on. */
