@@ -13,6 +13,8 @@ from importlib.resources import files
 from typing import Literal
 
 Split = Literal["train", "test"]
+NOT_TOLD = "I don't know, you haven't told me."
+"""Said in the place of a value that was never told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,15 @@ class Phrasings:
     statements: tuple[str, ...]
     questions: tuple[str, ...]
     answer: str
-    unknown: str
-    """The answer when it was never told."""
     updates: tuple[str, ...] = ()
     """Statements that replace an older value."""
     negations: tuple[str, ...] = ()
     """Statements that rule a value out."""
+
+    @property
+    def unknown(self) -> str:
+        """The answer when it was never told: the same up to the value, since only there a memory is asked for it."""
+        return f"{self.answer.partition('{}')[0].rstrip()}… {NOT_TOLD}".removeprefix("… ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ def after_opening(text: str, *names: str) -> str:
 
 
 def _completed(entry: _Entry) -> _Entry:
-    """An entry with the usual phrasings of its noun or clause added, an answer, and what to say when it isn't known."""
+    """An entry with the usual phrasings of its noun or clause added, and an answer."""
     noun, clause = entry.get("noun"), entry.get("clause")
     if noun is None and clause is None:
         return entry
@@ -131,11 +136,9 @@ def _completed(entry: _Entry) -> _Entry:
         if not first[key].startswith(("{}", "As ", "If ", "For ")):
             whole[key] = [*_texts(whole, key), *(opening + after_opening(first[key]) for opening in openings)]
     whole.setdefault("answer", f"Your {noun} is {{}}.")
-    whole.setdefault("unknown", f"I don't know your {noun}." if noun else f"I don't know {other_side(str(clause))}.")
     if entry.get("others"):
         about = {key: [f.format(noun=noun, What=what) for f in frames] for key, frames in _USUAL["others"].items()}
-        answers = {"answer": f"{{who}}'s {noun} is {{}}.", "unknown": f"I don't know {{who}}'s {noun}."}
-        whole["about"] = about | answers
+        whole["about"] = about | {"answer": f"{{who}}'s {noun} is {{}}."}
     return whole
 
 
@@ -147,7 +150,7 @@ def _texts(entry: Mapping[str, object], key: str) -> tuple[str, ...]:
 
 def _phrasings(entry: Mapping[str, object], prefix: str) -> Phrasings:
     statements, questions, updates, negations = (_texts(entry, prefix + key) for key in _LISTS)
-    return Phrasings(statements, questions, str(entry["answer"]), str(entry["unknown"]), updates, negations)
+    return Phrasings(statements, questions, str(entry["answer"]), updates, negations)
 
 
 def _words(ways: Iterable[Phrasings | None]) -> frozenset[str]:
